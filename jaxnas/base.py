@@ -1,0 +1,188 @@
+"""The protocol: candidates, populations, stages, estimators, tasks.
+
+A search is a `Stage`, an `(init, update)` pair over populations, as an
+optimizer in optax is an `(init, update)` pair over gradients. Everything here
+is a value; nothing is changed in place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnas import network
+
+Key = jax.Array
+State = Any
+Theta = Any
+
+
+class Cost(NamedTuple):
+  """What has been spent; it never decreases.
+
+  Attributes:
+    examples: training examples seen by any candidate's optimizer, with the
+      examples used to learn or score moves counted too.
+    evaluations: networks measured on a split.
+    compilations: programs compiled by XLA in the processes that ran it.
+    seconds: wall time of the stages.
+  """
+
+  examples: int = 0
+  evaluations: int = 0
+  compilations: int = 0
+  seconds: float = 0.0
+
+  def add(self, **amounts: float) -> 'Cost':
+    """This cost with the given amounts added."""
+    return self._replace(
+        **{name: getattr(self, name) + by for name, by in amounts.items()}
+    )
+
+
+class Event(NamedTuple):
+  """One entry of a candidate's lineage.
+
+  Attributes:
+    generation: the generation in which it happened.
+    kind: `'move'`, `'rejected'` (a move undone on the second fold) or
+      `'diverged'`.
+    move: the move, or None.
+    predicted: the loss change an estimator predicted, in nats, or None.
+    measured: the loss change measured on the built network, or None.
+  """
+
+  generation: int
+  kind: str
+  move: Any = None
+  predicted: float | None = None
+  measured: float | None = None
+
+
+class Candidate(NamedTuple):
+  """A network with at most one pending move, and what is known of it.
+
+  Attributes:
+    net: the network.
+    move: a pending move, not yet made; None for none.
+    theta: the pending move's parameters.
+    opt_state: the optimizer's state, or None before training.
+    metrics: measurements by name.
+    steps: optimizer steps taken.
+    born: the generation in which this candidate arose.
+    lineage: what happened to its ancestors and itself, oldest first.
+  """
+
+  net: network.Network
+  move: Any = None
+  theta: Theta = ()
+  opt_state: Any = None
+  metrics: Mapping[str, Any] = {}
+  steps: int = 0
+  born: int = 0
+  lineage: tuple[Event, ...] = ()
+
+
+class Population(NamedTuple):
+  """Candidates, the generation they are in, and what they have cost."""
+
+  members: tuple[Candidate, ...]
+  generation: int = 0
+  spent: Cost = Cost()
+
+
+class Stage(NamedTuple):
+  """A step of a search.
+
+  Attributes:
+    init: `init(population) -> state`.
+    update: `update(key, population, state) -> (population, state)`; leaves
+      its arguments as they are, and spends what it says.
+    name: folded into the key by `chain`, so that the same stage draws the
+      same numbers wherever it stands.
+  """
+
+  init: Callable[[Population], State]
+  update: Callable[[Key, Population, State], tuple[Population, State]]
+  name: str
+
+
+class Estimator(NamedTuple):
+  """Scores moves of a network without making them.
+
+  Attributes:
+    init: `init(net) -> state`.
+    score: `score(key, net, moves, thetas, data, state) -> Scores`.
+    fit: `fit(key, net, moves, thetas, data, state) -> (thetas, state)`:
+      learns the moves' parameters from data.
+  """
+
+  init: Callable[[network.Network], State]
+  score: Callable[..., 'Scores']
+  fit: Callable[..., tuple[Sequence[Theta], State]]
+
+
+class Scores(NamedTuple):
+  """Estimates for C moves from N examples, as NumPy arrays.
+
+  The loss change of making the moves of a set S together is estimated by
+  `sum(linear[S]) + sum(gram[S, S]) / 2` with `gram = rho.T @ rho / N`, `rho`
+  being `coefficients` (specs: growth, joint selection).
+
+  Attributes:
+    linear: (C,) first-order loss change of each move, in nats.
+    coefficients: (draws * N, C) per-example curvature coefficients.
+    error: (C,) standard error of the linear part.
+    examples: N.
+  """
+
+  linear: np.ndarray
+  coefficients: np.ndarray
+  error: np.ndarray
+  examples: int
+
+  def single(self) -> np.ndarray:
+    """(C,) estimated loss change of each move made alone."""
+    curvature = np.square(self.coefficients).mean(axis=0)
+    return self.linear + curvature / 2
+
+
+class Data(NamedTuple):
+  """A split: inputs (N, ...) as stored, and targets (N,)."""
+
+  inputs: jax.Array
+  targets: jax.Array
+
+
+class Task(NamedTuple):
+  """The only door to data.
+
+  Attributes:
+    name: what it is called in results.
+    shape: the shape of one prepared input, without the batch axis.
+    outputs: the width of the network's output (classes).
+    train: the split to fit.
+    valid: the split for every decision of a search.
+    test: the split for reports only.
+    loss: `loss(outputs, targets) -> (batch,)`, in nats.
+    metric: `metric(outputs, targets) -> (batch,)`, larger is better.
+    prepare: stored inputs to what the network reads.
+    augment: `augment(key, prepared) -> prepared`, in training only.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  outputs: int
+  train: Data
+  valid: Data
+  test: Data
+  loss: Callable[[jax.Array, jax.Array], jax.Array]
+  metric: Callable[[jax.Array, jax.Array], jax.Array]
+  prepare: Callable[[jax.Array], jax.Array]
+  augment: Callable[[Key, jax.Array], jax.Array]
+
+
+def rng(key: Key) -> np.random.Generator:
+  """A NumPy generator for host decisions, a function of the key alone."""
+  return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

@@ -1,0 +1,360 @@
+"""One Flax layer per operation, and the axes of its variables as data.
+
+`layer` builds the layer of an op, `axes` says which axis of which variable
+carries the op's input or output channels. Both are open to new ops by
+`functools.singledispatch`: `layers.layer.register(MyOp)`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnas import spec as specs
+
+Axes = dict[tuple[str, str], tuple[str | None, ...]]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': nn.relu,
+    'gelu': functools.partial(nn.gelu, approximate=False),
+    'silu': nn.silu,
+    'hard_swish': nn.hard_swish,
+    'softplus': nn.softplus,
+    'leaky_relu': functools.partial(nn.leaky_relu, negative_slope=0.1),
+    'elu': nn.elu,
+    'tanh': nn.tanh,
+    'sigmoid': nn.sigmoid,
+}
+
+
+def conv_form(form: str = 'auto') -> str:
+  """The form of convolutions in use: `'native'` or `'patches'`.
+
+  `'auto'` is `'patches'` on CPU, where XLA's own convolution is several times
+  slower, and 30 times slower again inside a loop (docs/design.md, section 5),
+  and `'native'` on every other backend.
+
+  Raises:
+    ValueError: for any other form.
+  """
+  if form == 'auto':
+    return 'patches' if jax.default_backend() == 'cpu' else 'native'
+  if form not in ('native', 'patches'):
+    raise ValueError(
+        f"conv must be 'auto', 'native' or 'patches', got {form!r}."
+    )
+  return form
+
+
+def _shifts(x, window, strides, padding, fill=0.0):
+  """The k*k shifted, strided views of a padded image, row-major."""
+  pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+  rows, columns = (
+      (x.shape[i + 1] + sum(pads[i]) - window[i]) // strides[i] + 1
+      for i in (0, 1)
+  )
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+  for i in range(window[0]):
+    for j in range(window[1]):
+      yield x[
+          :,
+          i : i + (rows - 1) * strides[0] + 1 : strides[0],
+          j : j + (columns - 1) * strides[1] + 1 : strides[1],
+      ]
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = 'SAME',
+    *,
+    depthwise: bool = False,
+    form: str = 'auto',
+) -> jax.Array:
+  """A 2-d convolution, in the form that is fast where it runs.
+
+  Args:
+    x: (batch, height, width, channels in).
+    kernel: (rows, columns, channels in, channels out), or with `depthwise`
+      (rows, columns, 1, channels).
+    strides: rows and columns to move by.
+    padding: `'SAME'` or `'VALID'`.
+    depthwise: each channel by itself.
+    form: `'native'` for `lax.conv_general_dilated`; `'patches'` for shifted
+      slices and one matrix product; `'auto'` for `conv_form()`.
+
+  Returns:
+    (batch, rows, columns, channels out).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+    >>> y = conv2d(x, kernel, form='patches')
+    >>> y.shape, float(y[0, 1, 1, 0]), float(y[0, 0, 0, 0])
+    ((1, 4, 4, 5), 18.0, 8.0)
+  """
+  if conv_form(form) == 'native':
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=x.shape[-1] if depthwise else 1,
+    )
+  window = kernel.shape[:2]
+  shifts = list(_shifts(x, window, strides, padding))
+  if depthwise:
+    taps = kernel.reshape((-1, kernel.shape[-1]))
+    return sum(s * t[None, None, None] for s, t in zip(shifts, taps))
+  patches = shifts[0] if len(shifts) == 1 else jnp.concatenate(shifts, -1)
+  return patches @ kernel.reshape((-1, kernel.shape[-1]))
+
+
+def pool2d(x, op: specs.Pool) -> jax.Array:
+  """Pooling of (batch, height, width, C); see `jaxnas.spec.Pool`."""
+  batch, rows, columns, channels = x.shape
+  tiles = op.window == op.strides
+  if tiles and rows % op.window[0] == 0 and columns % op.window[1] == 0:
+    blocks = x.reshape(
+        (batch, rows // op.window[0], op.window[0])
+        + (columns // op.window[1], op.window[1], channels)
+    )
+    return (blocks.max if op.reduce == 'max' else blocks.mean)(axis=(2, 4))
+  if op.reduce == 'max':
+    shifts = _shifts(x, op.window, op.strides, op.padding, fill=-jnp.inf)
+    return functools.reduce(jnp.maximum, shifts)
+  total = sum(_shifts(x, op.window, op.strides, op.padding))
+  inside = jnp.ones((1, rows, columns, 1), x.dtype)
+  return total / sum(_shifts(inside, op.window, op.strides, op.padding))
+
+
+class Conv(nn.Module):
+  """Convolution with `kernel` (rows, columns, in, features) and `bias`."""
+
+  op: specs.Conv
+  conv: str = 'auto'
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (*self.op.kernel, x.shape[-1], self.op.features)
+    kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+    y = conv2d(x, kernel, self.op.strides, self.op.padding, form=self.conv)
+    return _biased(self, y) if self.op.use_bias else y
+
+
+class DepthwiseConv(nn.Module):
+  """Depthwise convolution with `kernel` (rows, columns, 1, C) and `bias`."""
+
+  op: specs.DepthwiseConv
+  conv: str = 'auto'
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (*self.op.kernel, 1, x.shape[-1])
+    kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+    y = conv2d(
+        x,
+        kernel,
+        self.op.strides,
+        self.op.padding,
+        depthwise=True,
+        form=self.conv,
+    )
+    return _biased(self, y) if self.op.use_bias else y
+
+
+def _biased(module: nn.Module, y: jax.Array) -> jax.Array:
+  bias = module.param('bias', nn.initializers.zeros, y.shape[-1:])
+  return y + jnp.expand_dims(bias, range(y.ndim - 1))
+
+
+class Gate(nn.Module):
+  """A learned scalar `alpha` times the input."""
+
+  op: specs.Gate
+
+  @nn.compact
+  def __call__(self, x):
+    init = nn.initializers.constant(self.op.init)
+    return x * self.param('alpha', init, ())
+
+
+@functools.singledispatch
+def layer(op: Any, name: str | None, conv: str) -> Callable[..., jax.Array]:
+  """The layer of an op: `layer(op, name, conv)(*inputs, train, mask)`.
+
+  Args:
+    op: the operation.
+    name: the Flax name of the layer, the node's name.
+    conv: the form of convolutions (`conv2d`).
+
+  Returns:
+    A function of the inputs and the keywords `train` and `mask`, the latter
+    a boolean vector of active channels or None.
+
+  Raises:
+    TypeError: for an op without a layer.
+  """
+  raise TypeError(
+      f'there is no layer for {op!r}; register one with '
+      'jaxnas.layers.layer.register and its axes with '
+      'jaxnas.layers.axes.register.'
+  )
+
+
+def _plain(f):
+  """A layer that needs neither `train` nor `mask`."""
+  return lambda *xs, train, mask: f(*xs)
+
+
+@layer.register
+def _(op: specs.Dense, name, conv):
+  del conv
+  return _plain(nn.Dense(op.features, use_bias=op.use_bias, name=name))
+
+
+@layer.register
+def _(op: specs.Conv, name, conv):
+  return _plain(Conv(op, conv, name=name))
+
+
+@layer.register
+def _(op: specs.DepthwiseConv, name, conv):
+  return _plain(DepthwiseConv(op, conv, name=name))
+
+
+@layer.register
+def _(op: specs.Gate, name, conv):
+  del conv
+  return _plain(Gate(op, name=name))
+
+
+@layer.register
+def _(op: specs.BatchNorm, name, conv):
+  del conv
+  norm = nn.BatchNorm(momentum=op.momentum, epsilon=op.epsilon, name=name)
+  return lambda x, train, mask: norm(x, use_running_average=not train)
+
+
+@layer.register
+def _(op: specs.LayerNorm, name, conv):
+  del conv
+  norm = nn.LayerNorm(epsilon=op.epsilon, use_fast_variance=False, name=name)
+
+  def apply(x, train, mask):
+    if mask is not None:
+      mask = jnp.broadcast_to(jnp.expand_dims(mask, range(x.ndim - 1)), x.shape)
+    return norm(x, mask=mask)
+
+  return apply
+
+
+@layer.register
+def _(op: specs.Dropout, name, conv):
+  del conv
+  dropout = nn.Dropout(op.rate, name=name)
+  return lambda x, train, mask: dropout(x, deterministic=not train)
+
+
+@layer.register
+def _(op: specs.Activation, name, conv):
+  del name, conv
+  return _plain(ACTIVATIONS[op.fn])
+
+
+@layer.register
+def _(op: specs.Pool, name, conv):
+  del name, conv
+  return _plain(functools.partial(pool2d, op=op))
+
+
+@layer.register
+def _(op: specs.GlobalPool, name, conv):
+  del op, name, conv
+  return _plain(lambda x: x.mean(axis=(1, 2)))
+
+
+@layer.register
+def _(op: specs.Add, name, conv):
+  del op, name, conv
+  return _plain(lambda *xs: functools.reduce(jnp.add, xs))
+
+
+@layer.register
+def _(op: specs.Concat, name, conv):
+  del op, name, conv
+  return _plain(lambda *xs: jnp.concatenate(xs, axis=-1))
+
+
+@layer.register
+def _(op: specs.Flatten, name, conv):
+  del op, name, conv
+  return _plain(lambda x: x.reshape((x.shape[0], -1)))
+
+
+@functools.singledispatch
+def axes(op: Any) -> Axes:
+  """The variables of an op's layer, each with the role of its axes.
+
+  Returns:
+    `{(collection, variable): roles}`, a role for every axis: `'in'` for the
+    input's channels, `'out'` for the output's, None for anything else. Ops
+    without variables have none.
+
+  Example:
+    >>> from jaxnas import spec
+    >>> axes(spec.Conv(8, use_bias=False))
+    {('params', 'kernel'): (None, None, 'in', 'out')}
+  """
+  del op
+  return {}
+
+
+@axes.register
+def _(op: specs.Dense):
+  return {('params', 'kernel'): ('in', 'out'), **_bias_axes(op)}
+
+
+@axes.register
+def _(op: specs.Conv):
+  kernel = {('params', 'kernel'): (None, None, 'in', 'out')}
+  return {**kernel, **_bias_axes(op)}
+
+
+@axes.register
+def _(op: specs.DepthwiseConv):
+  kernel = {('params', 'kernel'): (None, None, None, 'out')}
+  return {**kernel, **_bias_axes(op)}
+
+
+def _bias_axes(op: Any) -> Axes:
+  return {('params', 'bias'): ('out',)} if op.use_bias else {}
+
+
+@axes.register
+def _(op: specs.BatchNorm):
+  del op
+  return {
+      ('params', 'scale'): ('out',),
+      ('params', 'bias'): ('out',),
+      ('batch_stats', 'mean'): ('out',),
+      ('batch_stats', 'var'): ('out',),
+  }
+
+
+@axes.register
+def _(op: specs.LayerNorm):
+  del op
+  return {('params', 'scale'): ('out',), ('params', 'bias'): ('out',)}
+
+
+@axes.register
+def _(op: specs.Gate):
+  del op
+  return {('params', 'alpha'): ()}

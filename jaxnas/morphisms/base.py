@@ -1,0 +1,278 @@
+"""What a morphism is, how moves compose, and how optimizer state follows.
+
+A morphism is one pure function from network to network. Its architecture half
+runs under `jax.eval_shape`, its weight half under `jax.jit`; on NumPy leaves
+it runs on the host and compiles nothing.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxnas import network, spec as specs
+
+Theta = Any
+Tree = dict[str, Any]
+
+
+class Morphism(Protocol):
+  """A move: a frozen, hashable dataclass of plain values.
+
+  Attributes:
+    preserves: whether the move, at `theta = 0`, leaves the function of the
+      network as it is in evaluation mode. `jaxnas.testing.check_morphism`
+      holds a move to it.
+
+  A move may also have `moments(spec, tree, power) -> tree`, which carries the
+  first (`power` 1) or second (2) moments of an optimizer; see `carry`.
+  """
+
+  preserves: bool
+
+  def init(self, net: network.Network, key: jax.Array) -> Theta:
+    """Parameters of the move; may read shapes only. Zero is 'as inherited'."""
+    ...
+
+  def __call__(self, net: network.Network, theta: Theta) -> network.Network:
+    """The moved network: pure, differentiable in variables and theta.
+
+    Raises:
+      ValueError: if the move is illegal for `net.spec`; under
+        `jax.eval_shape` too, before anything is computed.
+    """
+    ...
+
+
+def refuse(move: Any, problem: str, remedy: str) -> ValueError:
+  """The error of an illegal move: what is wrong and what would be legal."""
+  return ValueError(f'{move}: {problem}; {remedy}.')
+
+
+def unpadded(move: Any, spec: specs.Spec) -> None:
+  """Refuses specs with padded groups, on which only pad and crop act."""
+  if spec.padded:
+    raise refuse(
+        move,
+        f'groups {list(spec.padded)} are stored at a capacity',
+        'crop them to their active channels first (jaxnas.morphisms.crop)',
+    )
+
+
+def zeros(theta: Theta) -> Theta:
+  """The parameters that leave everything as inherited."""
+  return jax.tree.map(lambda leaf: leaf * 0, theta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+  """The move that changes nothing."""
+
+  preserves = True
+
+  def init(self, net: network.Network, key: jax.Array) -> Theta:
+    del net, key
+    return ()
+
+  def __call__(self, net: network.Network, theta: Theta) -> network.Network:
+    del theta
+    return net
+
+  def moments(self, spec: specs.Spec, tree: Tree, power: int) -> Tree:
+    del spec, power
+    return tree
+
+
+def identity() -> Identity:
+  """The move that changes nothing; the neutral element of `compose`."""
+  return Identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed:
+  """Moves made one after another; build it with `compose`."""
+
+  moves: tuple[Any, ...]
+
+  @property
+  def preserves(self) -> bool:
+    return all(move.preserves for move in self.moves)
+
+  def init(self, net: network.Network, key: jax.Array) -> Theta:
+    thetas = []
+    for i, move in enumerate(self.moves):
+      thetas.append(move.init(net, jax.random.fold_in(key, i)))
+      net = jax.eval_shape(move, net, thetas[-1])
+    return tuple(thetas)
+
+  def __call__(self, net: network.Network, theta: Theta) -> network.Network:
+    for move, part in zip(self.moves, theta, strict=True):
+      net = move(net, part)
+    return net
+
+  def moments(self, spec: specs.Spec, tree: Tree, power: int) -> Tree:
+    for move in self.moves:
+      tree = carry(move, spec, tree, power)
+      spec = respec(move, spec)
+    return tree
+
+
+def compose(*moves: Morphism) -> Morphism:
+  """The move that makes `moves` in order; theta is the tuple of theirs.
+
+  Nested compositions are flattened, so composing is associative, and
+  identities drop out.
+
+  Example:
+    >>> from jaxnas import morphisms
+    >>> a, b = morphisms.widen({'dense1': 12}), morphisms.widen({'dense2': 9})
+    >>> c = morphisms.identity()
+    >>> compose(a, compose(b, c)) == compose(compose(a, b), c)
+    True
+  """
+  flat = []
+  for move in moves:
+    flat += move.moves if isinstance(move, Composed) else [move]
+  flat = [move for move in flat if not isinstance(move, Identity)]
+  if not flat:
+    return Identity()
+  return flat[0] if len(flat) == 1 else Composed(tuple(flat))
+
+
+@functools.lru_cache(maxsize=1024)
+def respec(move: Morphism, spec: specs.Spec) -> specs.Spec:
+  """The architecture half of a move: the spec it makes of `spec`.
+
+  Raises:
+    ValueError: if the move is illegal there.
+  """
+  net = network.shapes(spec)
+  theta = jax.eval_shape(move.init, net, jax.random.key(0))
+  return jax.eval_shape(move, net, theta).spec
+
+
+def carry(
+    move: Morphism, spec: specs.Spec, tree: Tree, power: int
+) -> Tree:
+  """An optimizer's moments of the parameters, after the move.
+
+  A move's own `moments` is used where it has one. Otherwise leaves that keep
+  their place and shape keep their moments; new first moments are zero, and
+  new second moments are the mean of the old ones: zero moments under an old
+  step count would make the first Adam steps several times too long.
+
+  Args:
+    move: the move.
+    spec: the spec before the move.
+    tree: moments, a dict of nodes like `variables['params']`; leaves that
+      are no arrays (`optax.MaskedNode`) stay.
+    power: 1 for first moments, 2 for second.
+
+  Returns:
+    The moments, like the moved network's `variables['params']`.
+  """
+  if hasattr(move, 'moments'):
+    return move.moments(spec, tree, power)
+  after = network.shapes(respec(move, spec)).variables.get('params', {})
+  return moved_moments(tree, after, power)
+
+
+def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
+  """Moments for the parameters `after`, kept where place and shape agree."""
+  leaves = [x for x in jax.tree.leaves(tree) if np.size(x)]
+  mean = 0.0
+  if power == 2 and leaves:
+    mean = sum(np.sum(x) for x in leaves) / sum(np.size(x) for x in leaves)
+
+  def place(node: str, name: str, shape: jax.ShapeDtypeStruct) -> Any:
+    old = tree.get(node, {}).get(name)
+    if old is not None and np.shape(old) == shape.shape:
+      return old
+    return np.full(shape.shape, mean, shape.dtype)
+
+  return {
+      node: {name: place(node, name, leaf) for name, leaf in held.items()}
+      for node, held in after.items()
+  }
+
+
+_SECOND_MOMENTS = ('nu', 'nu_max', 'v', 'sum_of_squares')
+
+
+def carry_state(
+    move: Morphism, spec: specs.Spec, opt_state: Any
+) -> Any:
+  """An optax state after a move (growth specification, section 3.4).
+
+  Every part of the state that is laid out like the parameters is carried by
+  `carry`: as second moments where optax calls it `nu`, `nu_max`, `v` or
+  `sum_of_squares`, as first moments elsewhere. Counts and the rest stay.
+
+  Args:
+    move: the move.
+    spec: the spec before the move.
+    opt_state: an optax state of the network's parameters.
+
+  Returns:
+    The state for the moved network's parameters.
+  """
+  nodes = set(network.shapes(spec).variables.get('params', {}))
+
+  def like_params(part: Any) -> bool:
+    return isinstance(part, dict) and set(part) == nodes
+
+  def one(path: Any, part: Any) -> Any:
+    if not like_params(part):
+      return part
+    names = [getattr(entry, 'name', None) for entry in path]
+    power = 2 if set(names) & set(_SECOND_MOMENTS) else 1
+    return carry(move, spec, part, power)
+
+  return jax.tree_util.tree_map_with_path(one, opt_state, is_leaf=like_params)
+
+
+def morph(
+    move: Morphism,
+    net: network.Network,
+    key: jax.Array | None = None,
+    *,
+    theta: Theta = None,
+    opt_state: Any = None,
+) -> tuple[network.Network, Any]:
+  """Makes a move on a network and its optimizer state.
+
+  Args:
+    move: the move.
+    net: the network.
+    key: for `move.init`, where `theta` is not given; without either, theta
+      is zero.
+    theta: the move's parameters.
+    opt_state: the optax state of the network's parameters, or None.
+
+  Returns:
+    The moved network, and its optimizer state or None.
+
+  Raises:
+    ValueError: if the move is illegal for the network.
+
+  Example:
+    >>> import jax, optax
+    >>> from jaxnas import morphisms, network
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.mlp((4,), (8,), 3), jax.random.key(0))
+    >>> state = optax.adam(1e-3).init(net.variables['params'])
+    >>> net, state = morph(
+    ...     morphisms.widen({'dense1': 12}), net, opt_state=state)
+    >>> state[0].mu['logits']['kernel'].shape
+    (12, 3)
+  """
+  if theta is None:
+    start = jax.random.key(0) if key is None else key
+    theta = move.init(net, start)
+    theta = zeros(theta) if key is None else theta
+  moved = move(net, theta)
+  if opt_state is not None:
+    opt_state = carry_state(move, net.spec, opt_state)
+  return moved, opt_state

@@ -1,0 +1,145 @@
+"""Moves that change the window of a convolution."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnas import network, spec as specs
+from jaxnas.morphisms import base
+
+
+def offset(size: int, old: int, new: int, stride: int) -> int:
+  """Where a window of `old` lies in one of `new` under SAME padding.
+
+  `pad_low(new) - pad_low(old)` of growth specification, table 3.3, with
+  `pad_low(k) = floor(max((ceil(n/s) - 1) s + k - n, 0) / 2)`.
+
+  Args:
+    size: extent of the input, n.
+    old: extent of the old window.
+    new: extent of the new window.
+    stride: s.
+
+  Example:
+    >>> [offset(8, 1, 3, 1), offset(8, 1, 3, 2), offset(7, 1, 3, 2)]
+    [1, 0, 1]
+  """
+
+  def low(window: int) -> int:
+    return max((-(-size // stride) - 1) * stride + window - size, 0) // 2
+
+  return low(new) - low(old)
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowKernel:
+  """A larger window; build it with `grow_kernel`."""
+
+  node: str
+  kernel: tuple[int, int]
+  preserves = True
+
+  def _offsets(self, spec: specs.Spec) -> tuple[int, int]:
+    op = spec.node(self.node, asker=self).op
+    if not isinstance(op, specs.Conv | specs.DepthwiseConv):
+      raise base.refuse(
+          self,
+          f'node {self.node!r} is {op}',
+          'give a Conv or DepthwiseConv node',
+      )
+    if op.padding != 'SAME':
+      raise base.refuse(
+          self,
+          f'node {self.node!r} has {op.padding} padding, so a larger window '
+          'would shrink its output',
+          'only SAME windows can grow',
+      )
+    if any(new < old for new, old in zip(self.kernel, op.kernel)):
+      raise base.refuse(
+          self,
+          f'node {self.node!r} has a window of {op.kernel}',
+          'give one at least as large in both directions',
+      )
+    image = spec.shapes[spec.by_name[self.node].inputs[0]]
+    offsets = tuple(
+        offset(size, old, new, stride)
+        for size, old, new, stride in zip(
+            image, op.kernel, self.kernel, op.strides
+        )
+    )
+    fits = all(
+        0 <= at <= new - old
+        for at, old, new in zip(offsets, op.kernel, self.kernel)
+    )
+    if not fits:
+      raise base.refuse(
+          self,
+          f'a window of {op.kernel} with strides {op.strides} on an image of '
+          f'{image[:2]} would have to lie at {offsets}',
+          'choose another window',
+      )
+    return offsets
+
+  def init(self, net: network.Network, key: jax.Array) -> base.Theta:
+    del key
+    self._offsets(net.spec)
+    return ()
+
+  def __call__(
+      self, net: network.Network, theta: base.Theta
+  ) -> network.Network:
+    del theta
+    params = net.variables['params']
+    held = self._grown(net.spec, params[self.node], 0.0)
+    op = net.spec.by_name[self.node].op
+    spec = net.spec.update({
+        self.node: dataclasses.replace(op, kernel=self.kernel)
+    })
+    return network.Network(
+        {**net.variables, 'params': {**params, self.node: held}}, spec
+    )
+
+  def _grown(self, spec: specs.Spec, held, fill):
+    rows, columns = self._offsets(spec)
+    kernel = held['kernel']
+    widths = [
+        (at, new - old - at)
+        for at, old, new in zip((rows, columns), kernel.shape, self.kernel)
+    ]
+    space = np if isinstance(kernel, np.ndarray) else jnp
+    grown = space.pad(
+        kernel, [*widths, (0, 0), (0, 0)], constant_values=fill
+    )
+    return {**held, 'kernel': grown}
+
+  def moments(self, spec: specs.Spec, tree: base.Tree, power: int):
+    held = tree[self.node]
+    if not hasattr(held.get('kernel'), 'ndim'):
+      return tree
+    fill = held['kernel'].mean() if power == 2 else 0.0
+    return {**tree, self.node: self._grown(spec, held, fill)}
+
+
+def grow_kernel(node: str, kernel: tuple[int, int]) -> base.Morphism:
+  """Enlarges the window of a convolution with zeros around the old one.
+
+  The offset depends on XLA's SAME padding: with strides above one it is not
+  always the centre, and it depends on the image's size.
+
+  Args:
+    node: a `Conv` or `DepthwiseConv` node with SAME padding.
+    kernel: the new rows and columns.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import network
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.chain((8, 8, 1), (4,), 3), jax.random.key(0))
+    >>> net = grow_kernel('conv1', (5, 5))(net, ())
+    >>> net.variables['params']['conv1']['kernel'].shape
+    (5, 5, 1, 4)
+  """
+  specs.Conv(1, tuple(kernel))
+  return GrowKernel(node, tuple(kernel))

@@ -1,0 +1,543 @@
+"""What a network is, as a value: operations, nodes and the graph of nodes.
+
+Nothing here knows arrays. A `Spec` is hashable and compares by value, so it
+is the static half of a `Network`, the key of every compiled program, and, as
+JSON, the `spec.json` of a finished run.
+"""
+
+import dataclasses
+import functools
+import graphlib
+import importlib
+import json
+import math
+from typing import Any, ClassVar, Protocol
+
+Shape = tuple[int, ...]
+
+
+def _positive(op: Any, **fields: Any) -> None:
+  """Refuses sizes that are not positive integers, by name."""
+  for name, value in fields.items():
+    sizes = value if isinstance(value, tuple) else (value,)
+    for size in sizes:
+      if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(
+            f'{type(op).__name__}: {name} must be a positive integer '
+            f'(or a tuple of them), got {value!r}.'
+        )
+
+
+def _spatial(op: Any, shape: Shape) -> Shape:
+  if len(shape) != 3:
+    raise ValueError(
+        f'{type(op).__name__} reads (height, width, channels), got an input '
+        f'of shape {shape}.'
+    )
+  return shape
+
+
+def _window(size: int, window: int, stride: int, padding: str) -> int:
+  if padding == 'SAME':
+    return -(-size // stride)
+  if size < window:
+    raise ValueError(
+        f'a VALID window of {window} does not fit an extent of {size}.'
+    )
+  return (size - window) // stride + 1
+
+
+class Op(Protocol):
+  """One operation: a frozen dataclass of plain values.
+
+  Attributes:
+    kind: how the op treats the channel (last) axis. `'input'`: makes it;
+      `'mixing'`: a linear map from one channel axis to a new one (it reads its
+      input's channels and writes its own); `'channelwise'`: the output
+      channels are the input channels, and all inputs share them; `'concat'`:
+      the inputs' channels one after another; `'flatten'`: the channels once
+      per position, row-major.
+  """
+
+  kind: ClassVar[str]
+
+  def shape(self, *inputs: Shape) -> Shape:
+    """The output's shape without the batch axis; `ValueError` if illegal."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """The network's input, of shape `dims` without the batch axis."""
+
+  dims: Shape
+  kind: ClassVar[str] = 'input'
+
+  def __post_init__(self):
+    _positive(self, dims=self.dims)
+
+  def shape(self) -> Shape:
+    return self.dims
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """A linear map of the last axis to `features` units."""
+
+  features: int
+  use_bias: bool = True
+  kind: ClassVar[str] = 'mixing'
+
+  def __post_init__(self):
+    _positive(self, features=self.features)
+
+  def shape(self, x: Shape) -> Shape:
+    return (*x[:-1], self.features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+  """A 2-d convolution to `features` channels (NHWC, kernels HWIO)."""
+
+  features: int
+  kernel: tuple[int, int] = (3, 3)
+  strides: tuple[int, int] = (1, 1)
+  use_bias: bool = True
+  padding: str = 'SAME'
+  kind: ClassVar[str] = 'mixing'
+
+  def __post_init__(self):
+    _positive(
+        self, features=self.features, kernel=self.kernel, strides=self.strides
+    )
+    _padding(self)
+
+  def shape(self, x: Shape) -> Shape:
+    h, w, _ = _spatial(self, x)
+    rows = _window(h, self.kernel[0], self.strides[0], self.padding)
+    columns = _window(w, self.kernel[1], self.strides[1], self.padding)
+    return (rows, columns, self.features)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthwiseConv:
+  """A 2-d convolution of each channel on its own (multiplier one)."""
+
+  kernel: tuple[int, int] = (3, 3)
+  strides: tuple[int, int] = (1, 1)
+  use_bias: bool = True
+  padding: str = 'SAME'
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    _positive(self, kernel=self.kernel, strides=self.strides)
+    _padding(self)
+
+  def shape(self, x: Shape) -> Shape:
+    h, w, channels = _spatial(self, x)
+    rows = _window(h, self.kernel[0], self.strides[0], self.padding)
+    columns = _window(w, self.kernel[1], self.strides[1], self.padding)
+    return (rows, columns, channels)
+
+
+def _padding(op: Any) -> None:
+  if op.padding not in ('SAME', 'VALID'):
+    raise ValueError(
+        f"{type(op).__name__}: padding must be 'SAME' or 'VALID', got "
+        f'{op.padding!r}.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+  """Batch normalisation per channel (Ioffe and Szegedy, 2015)."""
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  kind: ClassVar[str] = 'channelwise'
+
+  def shape(self, x: Shape) -> Shape:
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm:
+  """Layer normalisation over the channel axis (Ba et al., 2016)."""
+
+  epsilon: float = 1e-6
+  kind: ClassVar[str] = 'channelwise'
+
+  def shape(self, x: Shape) -> Shape:
+    return x
+
+
+ACTIVATIONS = (
+    'relu',
+    'gelu',
+    'silu',
+    'hard_swish',
+    'softplus',
+    'leaky_relu',
+    'elu',
+    'tanh',
+    'sigmoid',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+  """An element-wise non-linearity, one of `jaxnas.spec.ACTIVATIONS`."""
+
+  fn: str = 'relu'
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    if self.fn not in ACTIVATIONS:
+      raise ValueError(
+          f'Activation: fn must be one of {", ".join(ACTIVATIONS)}, got '
+          f'{self.fn!r}.'
+      )
+
+  def shape(self, x: Shape) -> Shape:
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """Max or average pooling; `reduce` is `'max'` or `'mean'`.
+
+  The mean of a SAME window is taken over the positions inside the image.
+  """
+
+  reduce: str = 'max'
+  window: tuple[int, int] = (2, 2)
+  strides: tuple[int, int] = (2, 2)
+  padding: str = 'SAME'
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    _positive(self, window=self.window, strides=self.strides)
+    _padding(self)
+    if self.reduce not in ('max', 'mean'):
+      raise ValueError(
+          f"Pool: reduce must be 'max' or 'mean', got {self.reduce!r}."
+      )
+
+  def shape(self, x: Shape) -> Shape:
+    h, w, channels = _spatial(self, x)
+    rows = _window(h, self.window[0], self.strides[0], self.padding)
+    columns = _window(w, self.window[1], self.strides[1], self.padding)
+    return (rows, columns, channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalPool:
+  """The mean over all positions: (height, width, C) to (C,)."""
+
+  kind: ClassVar[str] = 'channelwise'
+
+  def shape(self, x: Shape) -> Shape:
+    return _spatial(self, x)[-1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+  """Dropout with probability `rate`, active in training only."""
+
+  rate: float
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    if not 0 <= self.rate < 1:
+      raise ValueError(f'Dropout: rate must be in [0, 1), got {self.rate!r}.')
+
+  def shape(self, x: Shape) -> Shape:
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+  """One learned scalar times the input, `init` at the start.
+
+  A branch behind `Gate()` starts at zero and so leaves the function as it is.
+  """
+
+  init: float = 0.0
+  kind: ClassVar[str] = 'channelwise'
+
+  def shape(self, x: Shape) -> Shape:
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Add:
+  """The element-wise sum of one or more inputs of equal shape."""
+
+  kind: ClassVar[str] = 'channelwise'
+
+  def shape(self, *xs: Shape) -> Shape:
+    if not xs or len(set(xs)) > 1:
+      raise ValueError(f'Add reads inputs of one shape, got {list(xs)}.')
+    return xs[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Concat:
+  """The inputs side by side along the channel axis."""
+
+  kind: ClassVar[str] = 'concat'
+
+  def shape(self, *xs: Shape) -> Shape:
+    if not xs or len({x[:-1] for x in xs}) > 1:
+      raise ValueError(
+          'Concat reads inputs that differ in channels only, got '
+          f'{list(xs)}.'
+      )
+    return (*xs[0][:-1], sum(x[-1] for x in xs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+  """All positions and channels as one axis, channels varying fastest."""
+
+  kind: ClassVar[str] = 'flatten'
+
+  def shape(self, x: Shape) -> Shape:
+    return (math.prod(x),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """An operation in place: `name` is its identity, never a position."""
+
+  name: str
+  op: Op
+  inputs: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not self.name.isidentifier():
+      raise ValueError(
+          f'a node name must be a Python identifier, got {self.name!r}.'
+      )
+    if isinstance(self.inputs, str):
+      raise ValueError(
+          f'node {self.name!r}: inputs must be a tuple of names, got the '
+          f'string {self.inputs!r}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The architecture of a network: a directed acyclic graph of nodes.
+
+  Attributes:
+    nodes: the nodes, in any order; exactly one of them is an `Input`.
+    output: the name of the node whose value the network returns.
+    padded: names of the channel groups stored at a capacity, with the number
+      of active channels as data (`jaxnas.morphisms.pad`); sorted.
+
+  Raises:
+    ValueError: for names used twice or unknown, a cycle, a missing or second
+      input, nodes that do not reach the output, and shapes that do not fit;
+      the message names the node.
+
+  Example:
+    >>> from jaxnas import spec
+    >>> net = spec.Spec((
+    ...     spec.Node('image', spec.Input((8, 8, 1))),
+    ...     spec.Node('conv', spec.Conv(16), ('image',)),
+    ...     spec.Node('relu', spec.Activation('relu'), ('conv',)),
+    ...     spec.Node('pool', spec.GlobalPool(), ('relu',)),
+    ...     spec.Node('logits', spec.Dense(10), ('pool',)),
+    ... ), output='logits')
+    >>> net.shapes['conv'], net.shapes['logits']
+    ((8, 8, 16), (10,))
+    >>> spec.from_json(spec.to_json(net)) == net
+    True
+  """
+
+  nodes: tuple[Node, ...]
+  output: str
+  padded: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    names = [node.name for node in self.nodes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+      raise ValueError(f'node names must be unique; used twice: {twice}.')
+    known = set(names)
+    for node in self.nodes:
+      for source in node.inputs:
+        if source not in known:
+          raise ValueError(
+              f'node {node.name!r} reads {source!r}, which is no node; the '
+              f'nodes are {sorted(known)}.'
+          )
+    if self.output not in known:
+      raise ValueError(
+          f'the output {self.output!r} is no node; the nodes are '
+          f'{sorted(known)}.'
+      )
+    inputs = [node.name for node in self.nodes if node.op.kind == 'input']
+    if len(inputs) != 1:
+      raise ValueError(f'a spec has exactly one Input node, got {inputs}.')
+    unused = sorted(known - set(self._reaching()) - set(inputs))
+    if unused:
+      raise ValueError(
+          f'nodes that do not reach the output {self.output!r}: {unused}; '
+          'remove them.'
+      )
+    self.shapes  # noqa: B018  Fails here, before anything is built.
+
+  def _reaching(self) -> list[str]:
+    """Names of the nodes the output depends on; raises on a cycle."""
+    sources = {node.name: node.inputs for node in self.nodes}
+    try:
+      tuple(graphlib.TopologicalSorter(sources).static_order())
+    except graphlib.CycleError as error:
+      cycle = ' -> '.join(reversed(error.args[1]))
+      raise ValueError(
+          f'the nodes form a cycle: {cycle}; a network is acyclic.'
+      ) from None
+    reached, pending = [], [self.output]
+    while pending:
+      name = pending.pop()
+      if name not in reached:
+        reached.append(name)
+        pending.extend(sources[name])
+    return reached
+
+  @functools.cached_property
+  def order(self) -> tuple[Node, ...]:
+    """The nodes in an order in which every input comes first."""
+    done, order, pending = set(), [], list(self.nodes)
+    while pending:
+      rest = []
+      for node in pending:
+        if all(source in done for source in node.inputs):
+          order.append(node)
+          done.add(node.name)
+        else:
+          rest.append(node)
+      pending = rest
+    return tuple(order)
+
+  @functools.cached_property
+  def shapes(self) -> dict[str, Shape]:
+    """The shape of every node's value, without the batch axis."""
+    shapes: dict[str, Shape] = {}
+    for node in self.order:
+      try:
+        shapes[node.name] = node.op.shape(*(shapes[s] for s in node.inputs))
+      except (ValueError, TypeError) as error:
+        raise ValueError(
+            f'node {node.name!r} cannot read '
+            f'{[shapes[s] for s in node.inputs]}: {error}'
+        ) from None
+    return shapes
+
+  @functools.cached_property
+  def by_name(self) -> dict[str, Node]:
+    """The nodes by name."""
+    return {node.name: node for node in self.nodes}
+
+  @functools.cached_property
+  def consumers(self) -> dict[str, tuple[str, ...]]:
+    """For every node the names of the nodes that read it."""
+    return {
+        node.name: tuple(n.name for n in self.nodes if node.name in n.inputs)
+        for node in self.nodes
+    }
+
+  @property
+  def input(self) -> str:
+    """The name of the input node."""
+    return next(n.name for n in self.nodes if n.op.kind == 'input')
+
+  def node(self, name: str, *, asker: Any = None) -> Node:
+    """The node called `name`; `ValueError`, naming `asker`, if none is."""
+    if name not in self.by_name:
+      prefix = f'{asker}: ' if asker is not None else ''
+      raise ValueError(
+          f'{prefix}there is no node {name!r}; the nodes are '
+          f'{sorted(self.by_name)}.'
+      )
+    return self.by_name[name]
+
+  def update(self, ops: dict[str, Op]) -> 'Spec':
+    """The same graph with other operations under the given names."""
+    nodes = tuple(
+        dataclasses.replace(node, op=ops.get(node.name, node.op))
+        for node in self.nodes
+    )
+    return dataclasses.replace(self, nodes=nodes)
+
+  def fresh(self, base: str) -> str:
+    """`base`, or `base` with the first free number behind it."""
+    if base not in self.by_name:
+      return base
+    numbered = (f'{base}_{i}' for i in range(2, len(self.nodes) + 3))
+    return next(name for name in numbered if name not in self.by_name)
+
+  def module(self, conv: str = 'auto'):
+    """The Flax Linen module of this spec (`jaxnas.network.SpecModule`).
+
+    Args:
+      conv: the form of convolutions: `'native'`, `'patches'`, or `'auto'` for
+        the faster on the default backend (`jaxnas.layers.conv2d`).
+    """
+    from jaxnas import network  # The one upward import: a spec stays free of jax.
+
+    return network.SpecModule(self, conv)
+
+
+def encode(value: Any) -> Any:
+  """Plain JSON values of a frozen dataclass of plain values.
+
+  Classes defined in `jaxnas.spec` are named by their class, all others by
+  `module:class`, so operations and moves of a user's own round-trip too.
+  """
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    cls = type(value)
+    name = cls.__qualname__
+    if cls.__module__ != __name__:
+      name = f'{cls.__module__}:{name}'
+    fields = {
+        f.name: encode(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+    }
+    return {'type': name, **fields}
+  if isinstance(value, tuple | list):
+    return [encode(v) for v in value]
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  raise TypeError(
+      f'cannot write {value!r} of type {type(value).__name__} as JSON: specs '
+      'and moves hold numbers, strings, tuples and dataclasses of these.'
+  )
+
+
+def decode(value: Any) -> Any:
+  """The inverse of `encode`; JSON lists become tuples."""
+  if isinstance(value, dict):
+    if 'type' not in value:
+      raise ValueError(f'expected an object with a "type", got {value!r}.')
+    fields = {k: decode(v) for k, v in value.items() if k != 'type'}
+    module, _, name = value['type'].rpartition(':')
+    cls = getattr(importlib.import_module(module or __name__), name, None)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+      raise ValueError(f'{value["type"]!r} names no dataclass.')
+    return cls(**fields)
+  if isinstance(value, list):
+    return tuple(decode(v) for v in value)
+  return value
+
+
+def to_json(spec: Any, **options: Any) -> str:
+  """JSON text of a spec, node or op; `options` go to `json.dumps`."""
+  return json.dumps(encode(spec), **options)
+
+
+def from_json(text: str) -> Any:
+  """The inverse of `to_json`; validates as the constructors do."""
+  return decode(json.loads(text))

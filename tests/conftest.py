@@ -1,0 +1,54 @@
+"""The strictness under which every test runs, and the shared fixtures."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+
+# A silent broadcast is how weight surgery goes wrong unseen.
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# `jax_numpy_dtype_promotion='strict'` is off: optax's schedules and its Adam
+# bias correction multiply Python floats by integer step counts, which strict
+# promotion refuses.
+
+# An example may compile, so time per example says nothing; and the fixtures
+# used with `given` (`x64`) hold no state that one example could leave behind.
+hypothesis.settings.register_profile(
+  'jaxnas',
+  deadline=None,
+  suppress_health_check=[
+    hypothesis.HealthCheck.function_scoped_fixture,
+    hypothesis.HealthCheck.too_slow,
+  ],
+)
+hypothesis.settings.load_profile('jaxnas')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Keeps compiled programs between runs, under `.pytest_cache`.
+
+  `pytest --cache-clear` drops them. The environment variable hands the cache
+  to the processes that tests start; one that is set already wins.
+  """
+  cache = getattr(config, 'cache', None)
+  if cache is None:  # -p no:cacheprovider
+    return
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(cache.mkdir('jax_compilation_cache'))
+  )
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  jax.config.update(
+    'jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR']
+  )
+  jax.config.update(
+    'jax_persistent_cache_min_compile_time_secs',
+    float(os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS']),
+  )
+
+
+@pytest.fixture
+def x64():
+  """Runs a test in float64, for identities that hold to 1e-10."""
+  with jax.enable_x64(True):
+    yield
