@@ -19,6 +19,9 @@ import json
 import math
 import operator
 import os
+import reprlib
+import shutil
+import textwrap
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -47,11 +50,11 @@ _TRASH = 'deleted'
 class _Tables(NamedTuple):
   """What `describe` collects on its walk; each is filled in place."""
 
-  classes: dict[str, dict]  # by module:qualname
+  classes: list[dict]
   data: dict[str, int]  # JSON text of a frozen dataclass: its index
   leaves: dict[str, dict]  # what the manifest says of each array
   arrays: dict[str, Any]
-  seen: dict[int, Any]  # id of an object met before: its key or index
+  seen: dict[int, Any]  # id of an object or class met before: key or index
 
 
 def describe(value: Any) -> tuple[dict, dict[str, np.ndarray | jax.Array]]:
@@ -81,12 +84,12 @@ def describe(value: Any) -> tuple[dict, dict[str, np.ndarray | jax.Array]]:
     >>> manifest['arrays']['00000']['path'], arrays['00000'].shape
     ("value['w']", (2,))
   """
-  tables = _Tables({}, {}, {}, {}, {})
+  tables = _Tables([], {}, {}, {}, {})
   root = _encode(value, 'value', tables)
   manifest = {
     'version': VERSION,
     'value': root,
-    'classes': list(tables.classes.values()),
+    'classes': tables.classes,
     'data': [json.loads(text) for text in tables.data],
     'arrays': tables.leaves,
   }
@@ -109,7 +112,7 @@ def _encode(value: Any, path: str, tables: _Tables) -> Any:
     return {'array': _encode_array(value, path, tables)}
   if isinstance(value, np.generic):
     return {'scalar': _dtype(value, path), 'hex': value.tobytes().hex()}
-  if issubclass(kind, tuple) and hasattr(kind, '_fields'):
+  if issubclass(kind, tuple) and _fields(kind) is not None:
     return _encode_fields(value, path, tables, static=())
   if dataclasses.is_dataclass(kind):
     if not jax.tree_util.all_leaves([value]):
@@ -118,8 +121,8 @@ def _encode(value: Any, path: str, tables: _Tables) -> Any:
     if kind.__dataclass_params__.frozen:
       return {'data': _encode_data(value, path, tables)}
   raise TypeError(
-    f'{path}: cannot write {value!r} of type {kind.__qualname__}; a search '
-    'state holds NamedTuples, dicts, lists, tuples, numbers, strings, '
+    f'{path}: cannot write {reprlib.repr(value)} of type '
+    f'{kind.__qualname__}; a search state holds NamedTuples, dicts, lists, tuples, numbers, strings, '
     'arrays, flax.struct dataclasses and frozen dataclasses of plain '
     'values. Keep functions and classes in the stages that use them.'
   )
@@ -146,30 +149,36 @@ def _encode_fields(
 ) -> dict[str, Any]:
   """A NamedTuple or registered dataclass: its class and its fields' JSON."""
   cls = type(value)
-  name = f'{cls.__module__}:{cls.__qualname__}'
-  fields = _fields(cls)
-  if name not in tables.classes:
-    entry = {'name': name, 'fields': list(fields)}
-    try:
-      found = _find(entry)
-    except ValueError:
-      found = None
-    if found is not cls:
-      raise TypeError(
-        f'{path}: the class {name} cannot be imported by this name, so it '
-        'could not be restored; define it at the top level of a module.'
-      )
-    # In the order of their first use: a node refers to its class by position.
-    tables.classes[name] = entry
-  index = list(tables.classes).index(name)
+  if id(cls) not in tables.seen:
+    entry = _class_entry(cls, path)
+    tables.seen[id(cls)] = len(tables.classes)
+    tables.classes.append(entry)
   items = []
-  for field in fields:
+  for field in _fields(cls):
     item, where = getattr(value, field), f'{path}.{field}'
     if field in static:
       items.append({'data': _encode_data(item, where, tables)})
     else:
       items.append(_encode(item, where, tables))
-  return {'class': index, 'items': items}
+  return {'class': tables.seen[id(cls)], 'items': items}
+
+
+def _class_entry(cls: type, path: str) -> dict[str, Any]:
+  """What the manifest says of a class, if it can be found again by name."""
+  entry = {
+    'name': f'{cls.__module__}:{cls.__qualname__}',
+    'fields': list(_fields(cls)),
+  }
+  try:
+    found = _find(entry)
+  except ValueError:
+    found = None
+  if found is not cls:
+    raise TypeError(
+      f'{path}: the class {entry["name"]} cannot be imported by this name, '
+      'so it could not be restored; define it at the top level of a module.'
+    )
+  return entry
 
 
 def _encode_data(value: Any, path: str, tables: _Tables) -> int:
@@ -237,13 +246,13 @@ def _dtype(value: Any, path: str) -> str:
   return dtype.name
 
 
-def _fields(cls: type) -> tuple[str, ...]:
-  """The field names of a NamedTuple class or dataclass; () for others."""
-  if issubclass(cls, tuple):
-    return tuple(getattr(cls, '_fields', ()))
-  if dataclasses.is_dataclass(cls):
+def _fields(cls: Any) -> tuple[str, ...] | None:
+  """The field names of a NamedTuple class or dataclass; None for others."""
+  if isinstance(cls, type) and issubclass(cls, tuple):
+    return getattr(cls, '_fields', None)
+  if isinstance(cls, type) and dataclasses.is_dataclass(cls):
     return tuple(field.name for field in dataclasses.fields(cls))
-  return ()
+  return None
 
 
 def _find(entry: Mapping[str, Any]) -> type:
@@ -256,20 +265,15 @@ def _find(entry: Mapping[str, Any]) -> type:
       f'the class {entry["name"]} of the checkpoint cannot be imported: '
       f'{error}; install the library versions that wrote it.'
     ) from error
-  structured = isinstance(cls, type) and (
-    (issubclass(cls, tuple) and hasattr(cls, '_make'))
-    or dataclasses.is_dataclass(cls)
-  )
-  if not structured:
-    raise ValueError(
-      f'the class {entry["name"]} of the checkpoint is neither a NamedTuple '
-      'nor a dataclass; install the library versions that wrote it.'
-    )
-  if list(_fields(cls)) != entry['fields']:
+  fields = _fields(cls)
+  if fields is None or list(fields) != entry['fields']:
+    now = 'is no NamedTuple or dataclass'
+    if fields is not None:
+      now = f'has the fields {list(fields)}'
     raise ValueError(
       f'the class {entry["name"]} had the fields {entry["fields"]} in the '
-      f'checkpoint and has {list(_fields(cls))} now; install the library '
-      'versions that wrote it.'
+      f'checkpoint and {now} now; install the library versions that wrote '
+      'it.'
     )
   return cls
 
@@ -439,11 +443,11 @@ def _root(directory: str | os.PathLike) -> str:
 def _steps(root: str) -> list[int]:
   """The complete steps of a folder, in order."""
   import orbax.checkpoint as ocp
-  from etils import epath
 
-  if not epath.Path(root).exists():
+  try:
+    found = list(ocp.path.step.standard_name_format().find_all(root))
+  except FileNotFoundError:
     return []
-  found = ocp.path.step.standard_name_format().find_all(root)
   return sorted(entry.step for entry in found)
 
 
@@ -483,11 +487,9 @@ def _manager(root: str, keep: int | None = None) -> Iterator[Any]:
 
 def _empty_trash(root: str) -> None:
   """Deletes, in the first process, the steps Orbax has put aside."""
-  from etils import epath
-
-  trash = epath.Path(root) / _TRASH
-  if jax.process_index() == 0 and trash.exists():
-    trash.rmtree()
+  trash = os.path.join(root, _TRASH)  # Local only: Orbax deletes on gs://.
+  if jax.process_index() == 0 and os.path.isdir(trash):
+    shutil.rmtree(trash)
 
 
 def save(
@@ -645,6 +647,7 @@ def _refusing_damage(root: str, step: int, steps: list[int]) -> Iterator[None]:
         f'{os.path.join(root, str(earlier))}'
       )
     reason = str(error) if isinstance(error, ValueError) else repr(error)
+    reason = textwrap.shorten(reason, 1000)
     raise ValueError(
       f'the checkpoint {folder} cannot be trusted: {reason}; {advice}.'
     ) from error
@@ -669,7 +672,7 @@ def _read_arrays(
   """Reads the arrays; `ValueError` where manifest and Orbax disagree."""
   import orbax.checkpoint as ocp
 
-  metadata = manager.item_metadata(step)['arrays']
+  metadata = manager.item_metadata(step).get('arrays')
   listed = {} if metadata is None else metadata.tree
   problems = _differences(manifest, listed)
   if problems:

@@ -182,6 +182,7 @@ def _init(spec: specs.Spec, key: jax.Array) -> Variables:
   return spec.module('native').init(key, x)
 
 
+@functools.lru_cache(maxsize=1024)
 def shapes(spec: specs.Spec) -> Network:
   """The network of a spec as `jax.ShapeDtypeStruct`s; allocates nothing."""
   return jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))

@@ -5,4 +5,5 @@ import sys
 import pytest
 
 if __name__ == '__main__':
-  sys.exit(pytest.main(sys.argv[1:]))
+  # Bazel's copy of the tree is read-only, so pytest may keep no cache in it.
+  sys.exit(pytest.main(['-p', 'no:cacheprovider', *sys.argv[1:]]))

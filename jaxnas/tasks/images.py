@@ -13,14 +13,13 @@ import difflib
 import functools
 import hashlib
 import importlib
+import itertools
 import operator
 import os
 import pathlib
-import tempfile
 import types
+import uuid
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -276,11 +275,7 @@ def from_arrays(
     split: _checked(f'{where}, {split}', pair, classes)
     for split, pair in given.items()
   }
-  for split, other in (
-    ('valid', 'train'),
-    ('test', 'train'),
-    ('test', 'valid'),
-  ):
+  for other, split in itertools.combinations(splits, 2):
     ours, theirs = splits[split][0], splits[other][0]
     if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
       raise ValueError(
@@ -307,7 +302,7 @@ def digits(
   """scikit-learn's 1,797 handwritten digits, 8 x 8 x 1, in 10 classes.
 
   Real images that need no download: they come with scikit-learn. Every split
-  has each class in its proportion, to within one image.
+  has each class in its proportion, to within two images.
 
   Args:
     seed: which split; sizes do not depend on it.
@@ -331,7 +326,8 @@ def digits(
     >>> [len(split.targets) for split in (task.train, task.valid, task.test)]
     [1168, 270, 359]
   """
-  _whole('digits', 'shift', shift, least=0, most=7)
+  seed = _whole('digits', 'seed', seed, least=0)
+  shift = _whole('digits', 'shift', shift, least=0, most=7)
   datasets = _imported('digits', 'sklearn.datasets', 'scikit-learn')
   source = datasets.load_digits()
   images = source.images.astype(np.uint8)[..., None]
@@ -344,7 +340,7 @@ def digits(
     split: (images[indices], labels[indices])
     for split, indices in zip(('test', 'valid', 'train'), cuts, strict=True)
   }
-  augment = random_shift(int(shift)) if shift else unchanged
+  augment = random_shift(shift) if shift else unchanged
   return _task('digits', splits, 10, normalise((0.0,), (8.0,)), augment)
 
 
@@ -409,31 +405,29 @@ def tfds_images(
       f"{where}: augment must be 'auto', 'none' or a function "
       f'(key, images) -> images; received {augment!r}'
     )
+  seed = _whole(where, 'seed', seed, least=0)
   builder = _builder(where, name, data_dir)
   shape, classes = _image_features(where, builder)
   rng = np.random.default_rng(seed)
-  cache = _cache_dir(cache_dir)
-  images, labels = _examples(
-    where, builder, 'train', train_examples, rng, shape, cache
-  )
-  _check_labels(f'{where}, train', labels, classes)
   # A generator of its own: scores of different seeds are on the same images.
-  tested = _examples(
-    where,
-    builder,
-    'test',
-    test_examples,
-    np.random.default_rng(0),
-    shape,
-    cache,
-  )
-  _check_labels(f'{where}, test', tested[1], classes)
-  held = _held_out(where, len(labels), valid=valid)['valid']
+  test_rng = np.random.default_rng(0)
+  chosen = {
+    'train': _chosen(where, builder, 'train', train_examples, rng),
+    'test': _chosen(where, builder, 'test', test_examples, test_rng),
+  }
+  held = _held_out(where, len(chosen['train']), valid=valid)['valid']
+  read = {}
+  for split, indices in chosen.items():
+    read[split] = _examples(
+      where, builder, split, indices, shape, _cache_dir(cache_dir)
+    )
+    _check_labels(f'{where}, {split}', read[split][1], classes)
+  images, labels = read['train']
   order = rng.permutation(len(labels))
   splits = {
     'train': (images[order[held:]], labels[order[held:]]),
     'valid': (images[order[:held]], labels[order[:held]]),
-    'test': tested,
+    'test': read['test'],
   }
   mean, std = _moments(splits['train'][0])
   if augment == 'auto':
@@ -507,7 +501,7 @@ def _moments(
   std = np.sqrt(np.maximum(square - np.square(shift), 0))
   # Rounding must not make a constant channel's deviation a tiny number.
   mean = centre + shift
-  constant = std <= 1e-9 * np.maximum(np.abs(mean), 1e-30)
+  constant = std <= 1e-9 * np.abs(mean)
   return tuple(mean.tolist()), tuple(np.where(constant, 1.0, std).tolist())
 
 
@@ -515,7 +509,7 @@ def _stratified(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """A random order in which any stretch has each class in its proportion.
 
   Each class is shuffled and spread evenly over `0..1`; sorting by that place
-  leaves every class in any stretch to within one example of its share.
+  gives every stretch each class's share, to within an example or two.
   """
   places = np.empty(len(labels))
   for label in np.unique(labels):
@@ -592,7 +586,8 @@ def _checked(where: str, pair: Arrays, classes: int) -> Arrays:
       'needs at least one'
     )
   if jnp.issubdtype(images.dtype, jnp.floating):
-    images = images.astype(np.float32)
+    with np.errstate(over='ignore'):
+      images = images.astype(np.float32)
     if not np.isfinite(images).all():
       raise ValueError(
         f'{where}: {np.count_nonzero(~np.isfinite(images))} values of the '
@@ -616,13 +611,12 @@ def _checked(where: str, pair: Arrays, classes: int) -> Arrays:
 def _check_labels(where: str, labels: np.ndarray, classes: int) -> None:
   low, high = labels.min(), labels.max()
   if low < 0 or high >= classes:
-    advice = (
-      'subtract 1'
-      if low == 1 and high == classes
-      else (
-        'an unlabelled split cannot be used' if low < 0 else 'raise classes'
-      )
-    )
+    if low < 0:
+      advice = 'leave out images that have no label'
+    elif low == 1 and high == classes:
+      advice = 'subtract 1'
+    else:
+      advice = 'count the classes again, or map the labels'
     raise ValueError(
       f'{where}: labels run from {low} to {high}, but {classes} classes are '
       f'numbered 0 to {classes - 1}; {advice}'
@@ -718,16 +712,14 @@ def _image_features(where: str, builder: Any) -> tuple[tuple[int, ...], int]:
   return tuple(image.shape), classes
 
 
-def _examples(
+def _chosen(
   where: str,
   builder: Any,
   split: str,
   limit: int | None,
   rng: np.random.Generator,
-  shape: tuple[int, ...],
-  cache: pathlib.Path,
-) -> Arrays:
-  """Images and labels of a TFDS split, in stored order, from the cache.
+) -> np.ndarray:
+  """The indices of the examples to take from a TFDS split, in rising order.
 
   A subset is random, not a prefix: some sets are stored class by class.
   """
@@ -740,7 +732,18 @@ def _examples(
   count = builder.info.splits[split].num_examples
   if limit is not None:
     limit = _whole(where, f'{split}_examples', limit, least=1, most=count)
-  indices = np.sort(rng.permutation(count)[:limit])
+  return np.sort(rng.permutation(count)[:limit])
+
+
+def _examples(
+  where: str,
+  builder: Any,
+  split: str,
+  indices: np.ndarray,
+  shape: tuple[int, ...],
+  cache: pathlib.Path,
+) -> Arrays:
+  """Images and labels of the given examples, from the cache if it can."""
   path = cache / _cache_name(builder, split, indices)
   arrays = _from_cache(path, (len(indices), *shape))
   if arrays is None:
@@ -811,16 +814,11 @@ def _cache_name(builder: Any, split: str, indices: np.ndarray) -> str:
 def _from_cache(path: pathlib.Path, shape: tuple[int, ...]) -> Arrays | None:
   """The arrays in a cache file; None if it is absent or not sound."""
   try:
-    with np.load(path, allow_pickle=False) as file:
-      images, labels = file['images'], file['labels']
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ):
+    # NumPy does not close a damaged file that it opened itself.
+    with open(path, 'rb') as file:
+      stored = np.load(file, allow_pickle=False)
+      images, labels = stored['images'], stored['labels']
+  except Exception:  # Damage shows as any of ten errors; all mean "decode".
     return None
   sound = (
     images.shape == shape
@@ -832,22 +830,20 @@ def _from_cache(path: pathlib.Path, shape: tuple[int, ...]) -> Arrays | None:
 
 
 def _to_cache(path: pathlib.Path, arrays: Arrays) -> None:
-  """Writes a cache file whole or not at all; a full disk is only a warning."""
+  """Writes a cache file whole or not at all; to fail is only a warning."""
   images, labels = arrays
-  temporary = None
+  temporary = path.with_name(f'{path.stem}-{uuid.uuid4().hex}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.tmp')
-    with os.fdopen(handle, 'wb') as file:
-      np.savez(file, images=images, labels=labels)
-    os.replace(temporary, path)
-    temporary = None
+    try:
+      with open(temporary, 'xb') as file:
+        np.savez(file, images=images, labels=labels)
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
   except OSError as error:
     warnings.warn(
       f'decoded images could not be kept in {path} ({error}); they will be '
       'decoded again next time. Give cache_dir=... a folder with room',
       stacklevel=2,
     )
-  finally:
-    if temporary is not None:
-      pathlib.Path(temporary).unlink(missing_ok=True)

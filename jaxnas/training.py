@@ -1,0 +1,238 @@
+"""Fitting and measuring networks: whole epochs as one compiled program.
+
+Every network is padded to buckets before it meets a compiled program, and
+cropped after, so a network that grows inside its buckets compiles nothing new.
+Authors of algorithms see neither.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnas import groups, morphisms, network
+from jaxnas.base import Data, Key, Task
+from jaxnas.morphisms import Morphism
+from jaxnas.spec import Spec
+
+
+def bucket(width: int) -> int:
+  """The capacity a width is stored at: 4, then 8 times 1, 2, 3, 4, 6, 8, 12...
+
+  At most twice the width at 8 and below, 1.5 times above; a search's
+  programs grow with the logarithm of its widths.
+
+  Example:
+    >>> [bucket(n) for n in (3, 5, 9, 17, 25, 33, 49, 65)]
+    [4, 8, 16, 24, 32, 48, 64, 96]
+  """
+  power = 4
+  while True:
+    if width <= power:
+      return power
+    if power >= 16 and width <= power * 3 // 2:
+      return power * 3 // 2
+    power *= 2
+
+
+@functools.lru_cache(maxsize=1024)
+def padding(spec: Spec) -> Morphism:
+  """The move that pads every group of free width to its bucket.
+
+  Example:
+    >>> from jaxnas.spaces import seeds
+    >>> padding(seeds.mlp((4,), (9,), 3))
+    Pad(capacities=(('dense1', 16),))
+  """
+  return morphisms.pad({g.name: bucket(g.size) for g in groups.growable(spec)})
+
+
+class Fit(NamedTuple):
+  """A fitted network, its optimizer state and its mean loss in each epoch."""
+
+  net: network.Network
+  opt_state: Any
+  losses: tuple[float, ...]
+  steps: int
+  examples: int
+
+
+def fit(
+    key: Key,
+    net: network.Network,
+    task: Task,
+    tx: optax.GradientTransformation,
+    *,
+    epochs: int,
+    batch: int,
+    opt_state: Any = None,
+) -> Fit:
+  """Trains a network for whole epochs over `task.train`.
+
+  Data stay on the device; an epoch is one compiled program, shared by all
+  networks of the same buckets. Each epoch is a fresh permutation, of which an
+  incomplete last batch is left out.
+
+  Args:
+    key: draws the order, augmentation and dropout.
+    net: an unpadded network.
+    task: gives data, loss, preparation and augmentation.
+    tx: the optimizer.
+    epochs: passes over the training split.
+    batch: examples in a step; all of them if there are fewer.
+    opt_state: the optimizer's state; None for a fresh one.
+
+  Returns:
+    A `Fit` with NumPy leaves. Losses that are not finite are returned as they
+    are; what follows is the caller's decision.
+
+  Example:
+    >>> import jax, optax
+    >>> from jaxnas import tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task = tasks.digits()
+    >>> spec = seeds.chain(task.shape, (4,), task.outputs)
+    >>> net = network.init(spec, jax.random.key(0))
+    >>> fitted = fit(jax.random.key(1), net, task, optax.adam(1e-2),
+    ...              epochs=2, batch=128)
+    >>> fitted.losses[1] < fitted.losses[0]
+    True
+  """
+  batch = min(batch, len(task.train.targets))
+  move = padding(net.spec)
+  start = network.to_host(net)
+  if opt_state is None:
+    opt_state = network.to_host(_fresh(tx)(start.variables['params']))
+  padded, state = morphisms.morph(
+      move, start, theta=(), opt_state=network.to_host(opt_state)
+  )
+  epoch = _epoch(padded.spec, tx, task.loss, task.prepare, task.augment, batch)
+  variables, state = jax.device_put((padded.variables, state))
+  losses = []
+  for i in range(epochs):
+    own = jax.random.fold_in(key, i)
+    variables, state, loss = epoch(variables, state, task.train, own)
+    losses.append(loss)
+  padded = network.to_host(network.Network(variables, padded.spec))
+  net, state = morphisms.morph(
+      morphisms.uncapped(padded),
+      padded,
+      theta=(),
+      opt_state=network.to_host(state),
+  )
+  steps = epochs * (len(task.train.targets) // batch)
+  return Fit(net, state, tuple(map(float, losses)), steps, steps * batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _fresh(tx):
+  return jax.jit(tx.init)
+
+
+def objective(module, loss, params, held, inputs, targets, key):
+  """Mean loss in training mode, and the changed collections."""
+  outputs, changed = module.apply(
+      {**held, 'params': params},
+      inputs,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+  )
+  return loss(outputs, targets).mean(), changed
+
+
+@functools.lru_cache(maxsize=256)
+def _epoch(spec, tx, loss, prepare, augment, batch):
+  """The compiled epoch of one structure, optimizer and task."""
+  module = spec.module()
+
+  def step(carry, xs):
+    params, held, state, data, key = carry
+    rows, i = xs
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
+    inputs = augment(augment_key, prepare(data.inputs[rows]))
+    gradient = jax.value_and_grad(
+        functools.partial(objective, module, loss), has_aux=True
+    )
+    (value, changed), grads = gradient(
+        params, held, inputs, data.targets[rows], dropout_key
+    )
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, {**held, **changed}, state, data, key), value
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def epoch(variables, state, data: Data, key):
+    order_key, step_key = jax.random.split(key)
+    steps = data.targets.shape[0] // batch
+    order = jax.random.permutation(order_key, data.targets.shape[0])
+    rows = order[: steps * batch].reshape((steps, batch))
+    held = {c: tree for c, tree in variables.items() if c != 'params'}
+    carry = (variables['params'], held, state, data, step_key)
+    carry, losses = jax.lax.scan(step, carry, (rows, jnp.arange(steps)))
+    params, held, state, _, _ = carry
+    return {**held, 'params': params}, state, losses.mean()
+
+  return epoch
+
+
+class Measured(NamedTuple):
+  """Mean loss (nats) and metric over a split, in evaluation mode."""
+
+  loss: float
+  metric: float
+  examples: int
+
+
+def evaluate(
+    net: network.Network, task: Task, data: Data, *, batch: int = 256
+) -> Measured:
+  """Measures a network on every example of a split.
+
+  Args:
+    net: an unpadded network.
+    task: gives loss, metric and preparation.
+    data: the split, such as `task.valid`.
+    batch: examples at a time.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task = tasks.digits()
+    >>> spec = seeds.chain(task.shape, (4,), task.outputs)
+    >>> net = network.init(spec, jax.random.key(0))
+    >>> evaluate(net, task, task.test).examples == len(task.test.targets)
+    True
+  """
+  batch = min(batch, len(data.targets))
+  padded = padding(net.spec)(network.to_host(net), ())
+  measure = _measure(padded.spec, task.loss, task.metric, task.prepare, batch)
+  loss, metric = np.asarray(measure(padded.variables, data), float)
+  count = len(data.targets)
+  return Measured(float(loss / count), float(metric / count), count)
+
+
+@functools.lru_cache(maxsize=256)
+def _measure(spec, loss, metric, prepare, batch):
+  module = spec.module()
+
+  @jax.jit
+  def measure(variables, data: Data):
+    count = data.targets.shape[0]
+    rows = jnp.arange(-(-count // batch) * batch).reshape((-1, batch))
+
+    def one(index):
+      inside = index < count
+      index = jnp.minimum(index, count - 1)
+      outputs = module.apply(variables, prepare(data.inputs[index]))
+      targets = data.targets[index]
+      values = jnp.stack([loss(outputs, targets), metric(outputs, targets)])
+      return jnp.where(inside[None], values, 0.0).sum(axis=1)
+
+    return jax.lax.map(one, rows).sum(axis=0)
+
+  return measure
