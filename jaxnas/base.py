@@ -66,7 +66,7 @@ class Candidate(NamedTuple):
   Attributes:
     net: the network.
     move: a pending move, not yet made; None for none.
-    theta: the pending move's parameters.
+    theta: the pending move's parameters; None if not yet drawn.
     opt_state: the optimizer's state, or None before training.
     metrics: measurements by name.
     steps: optimizer steps taken.
@@ -114,13 +114,27 @@ class Estimator(NamedTuple):
   Attributes:
     init: `init(net) -> state`.
     score: `score(key, net, moves, thetas, data, state) -> Scores`.
-    fit: `fit(key, net, moves, thetas, data, state) -> (thetas, state)`:
-      learns the moves' parameters from data.
+    fit: `fit(key, net, moves, thetas, data, state) -> Learned`: learns the
+      moves' parameters from data; thetas that are None are drawn.
   """
 
   init: Callable[[network.Network], State]
   score: Callable[..., 'Scores']
-  fit: Callable[..., tuple[Sequence[Theta], State]]
+  fit: Callable[..., 'Learned']
+
+
+class Learned(NamedTuple):
+  """What an estimator's `fit` found.
+
+  Attributes:
+    thetas: the moves' parameters, in the order of the moves.
+    state: the estimator's state.
+    examples: examples it processed, repetitions counted.
+  """
+
+  thetas: Sequence[Theta]
+  state: State
+  examples: int
 
 
 class Scores(NamedTuple):

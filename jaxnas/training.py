@@ -236,3 +236,27 @@ def _measure(spec, loss, metric, prepare, batch):
     return jax.lax.map(one, rows).sum(axis=0)
 
   return measure
+
+
+def draw(key: Key, task: Task, count: int) -> Data:
+  """Random training examples, prepared and augmented as in training.
+
+  Args:
+    key: draws the examples and the augmentation.
+    task: the task.
+    count: how many; all of them if there are fewer.
+
+  Returns:
+    `Data` of (count, *input shape) inputs, and targets.
+  """
+  count = min(count, len(task.train.targets))
+  return _draw(key, task.train, count, task.prepare, task.augment)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _draw(key, data, count, prepare, augment):
+  rows_key, augment_key = jax.random.split(key)
+  size = data.targets.shape[0]
+  rows = jax.random.choice(rows_key, size, (count,), replace=False)
+  inputs = augment(augment_key, prepare(data.inputs[rows]))
+  return Data(inputs, data.targets[rows])

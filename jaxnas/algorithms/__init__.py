@@ -1,0 +1,3 @@
+"""Algorithms: searches as short chains of stages."""
+
+from jaxnas.algorithms.growth import growth as growth

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from jaxnas import groups, morphisms, network, training
-from jaxnas.base import Data, Estimator, Key, Scores
+from jaxnas.base import Data, Estimator, Key, Learned, Scores
 from jaxnas.morphisms import Morphism, width
 from jaxnas.spec import Spec
 
@@ -266,24 +266,12 @@ def lay_out(
       different mass, for a channel split twice, and for groups that cannot be
       scored (a layer norm reads them).
   """
-  spec, table = net.spec, groups.table(net.spec)
   start, total = {}, 0
-  for name, size in sites(spec).columns:
+  for name, size in sites(net.spec).columns:
     start[name] = total
     total += size
-  masses = {move.mass for move in moves if isinstance(move, width.Split)}
-  if len(masses) > 1:
-    raise ValueError(
-        f'the splits scored together must have one mass, got {sorted(masses)}.'
-    )
-  params = net.variables['params']
-  directions: dict[str, np.ndarray] = {}
-  means = {
-      reader: np.zeros(params[reader]['kernel'].shape[-2])
-      for reader in sites(spec).readers
-  }
   members, seen = [], set()
-  for move, theta in zip(moves, thetas, strict=True):
+  for move in moves:
     if not isinstance(move, width.Split | width.Prune):
       raise ValueError(
           f'gauss_newton scores moves made by split and prune, got {move}.'
@@ -301,27 +289,19 @@ def lay_out(
       raise ValueError(f'{move} acts on a channel that another move acts on.')
     seen |= set(columns)
     members.append(tuple(columns))
-    if isinstance(move, width.Split):
-      for name, chosen in move.channels:
-        for writer, rows in theta.get(name, {}).items():
-          kernel = np.asarray(params[writer]['kernel'])
-          whole = directions.setdefault(writer, np.zeros_like(kernel))
-          flags = np.isin(np.arange(table.groups[name].size), chosen)
-          at = np.flatnonzero(
-              table.axes[writer].spread({name: flags}, 'zeros')
-          )
-          whole[..., at[_order(chosen, at)]] = rows
-    else:
-      for reader, values in theta.items():
-        means[reader][move.dropped(spec, reader)] = values
-  return Table(directions, means, tuple(members), next(iter(masses), 0.3))
-
-
-def _order(chosen, at):
-  """Positions in sorted order, rearranged to the order channels were given."""
-  ranks = np.argsort(np.argsort(chosen))
-  copies = len(at) // len(chosen)
-  return np.concatenate([ranks + i * len(chosen) for i in range(copies)])
+  masses = {move.mass for move in moves if isinstance(move, width.Split)}
+  if len(masses) > 1:
+    raise ValueError(
+        f'the splits scored together must have one mass, got {sorted(masses)}.'
+    )
+  spread = width.scatter(net, moves, thetas)
+  means = {
+      reader: spread.means[reader]
+      for reader in sites(net.spec).readers
+  }
+  return Table(
+      spread.directions, means, tuple(members), next(iter(masses), 0.3)
+  )
 
 
 def _columns(
@@ -494,8 +474,8 @@ def _padded(net: network.Network, table: Table) -> _Padded:
   move = training.padding(spec)
   padded = move(network.to_host(net), ())
   directions = {
-      writer: {'kernel': table.directions.get(writer, np.zeros_like(kernel))}
-      for writer, kernel in _scored_kernels(net).items()
+      writer: {'kernel': table.directions[writer]}
+      for writer in _scored_writers(spec)
   }
   directions = move.moments(spec, directions, 1)
   index, alive = move.maps(spec)
@@ -520,16 +500,17 @@ def _padded(net: network.Network, table: Table) -> _Padded:
   )
 
 
-def _scored_kernels(net: network.Network) -> dict[str, np.ndarray]:
-  """The kernels of the writers of scored groups."""
-  spec = net.spec
+def _scored_writers(spec: Spec) -> tuple[str, ...]:
+  """The layers that write scored groups."""
   names = {name for name, _ in sites(spec).columns}
-  axes = groups.table(spec).axes
-  return {
-      n.name: np.asarray(net.variables['params'][n.name]['kernel'])
-      for n in spec.nodes
-      if n.op.kind == 'mixing' and names & set(axes[n.name].groups)
-  }
+  return tuple(
+      dict.fromkeys(
+          writer
+          for name, group in groups.table(spec).groups.items()
+          if name in names
+          for writer in group.writers
+      )
+  )
 
 
 def gauss_newton(
@@ -544,6 +525,7 @@ def gauss_newton(
 ) -> Estimator:
   """Scores all splits and prunes of a network at once (route C).
 
+  Thetas that are None count as zero for `score` and are drawn by `fit`.
   `score` costs a forward pass, a pass through the per-channel operations and
   `1 + draws` reverse passes, whatever the number of moves. `fit` first scales
   each split's direction so that it changes its pre-activation by `relative`
@@ -641,7 +623,8 @@ def gauss_newton(
     learned, means = jax.device_get(
         learn(padded.net.variables, padded.directions, data, key)
     )
-    return _assign(net, padded.net.spec, moves, thetas, learned, means), state
+    found = _assign(net, padded.net.spec, moves, learned, means)
+    return Learned(found, state, count * (steps + 1))
 
   return Estimator(lambda net: (), score, fit)
 
@@ -654,7 +637,7 @@ def _pick(columns, members, parts: np.ndarray) -> np.ndarray:
   return np.stack([parts[..., list(m)].sum(axis=-1) for m in members], -1)
 
 
-def _assign(net, padded_spec, moves, thetas, learned, means) -> list[Any]:
+def _assign(net, padded_spec, moves, learned, means) -> list[Any]:
   """Directions and means over all channels, cut to each move's theta."""
   spec, table = net.spec, groups.table(net.spec)
   padded = groups.table(padded_spec).axes
@@ -672,26 +655,9 @@ def _assign(net, padded_spec, moves, thetas, learned, means) -> list[Any]:
     rows = unpadded(spec.by_name[writer].inputs[0])
     cut[writer] = d.take(rows, axis=-2).take(unpadded(writer), axis=-1)
   centre = {s: mean[unpadded(s)] for s, mean in means.items()}
-
-  out = []
-  for move, theta in zip(moves, thetas):
-    if isinstance(move, width.Prune):
-      out.append({
-          reader: centre[spec.by_name[reader].inputs[0]][
-              move.dropped(spec, reader)
-          ].astype(np.asarray(values).dtype)
-          for reader, values in theta.items()
-      })
-      continue
-    moved = {}
-    for name, chosen in move.channels:
-      moved[name] = {}
-      for writer in theta[name]:
-        flags = np.isin(np.arange(table.groups[name].size), chosen)
-        at = np.flatnonzero(table.axes[writer].spread({name: flags}, 'zeros'))
-        moved[name][writer] = cut[writer][..., at[_order(chosen, at)]]
-    out.append(moved)
-  return out
+  means = {r: centre[spec.by_name[r].inputs[0]] for r in sites(spec).readers}
+  spread = width.Spread(cut, means)
+  return [width.gather(net, move, spread) for move in moves]
 
 
 @functools.lru_cache(maxsize=256)
@@ -721,15 +687,27 @@ def _learner(
     curvature = jnp.square(parts.coefficients).mean(axis=(0, 1))
     return (parts.linear.mean(axis=0) + curvature / 2).sum()
 
+  def started(directions, key):
+    """Random directions wherever none are given."""
+
+    def one(name, d):
+      given = jnp.abs(d).sum(axis=tuple(range(d.ndim - 1)), keepdims=True) > 0
+      own = network.named_key(key, name)
+      return jnp.where(given, d, jax.random.normal(own, d.shape, d.dtype))
+
+    return {name: one(name, d) for name, d in directions.items()}
+
   @jax.jit
   def learn(variables, directions, data, key):
+    directions = started(directions, key)
     find = functools.partial(
         adjoints, spec, variables, loss=loss, factor=factor, draws=draws
     )
-    first = find(data.inputs[:batch], data.targets[:batch], key)
-    directions = scaled(variables, directions, first.values)
+    call = network.caller(spec, variables)
+    values = network.walk(spec, call, data.inputs[:batch])
+    directions = scaled(variables, directions, values)
     means = {
-        s: first.values[s].mean(axis=tuple(range(first.values[s].ndim - 1)))
+        s: values[s].mean(axis=tuple(range(values[s].ndim - 1)))
         for s in sites(spec).sources
     }
 

@@ -10,6 +10,7 @@ import functools
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import network, spec as specs
@@ -182,6 +183,7 @@ def carry(
 def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
   """Moments for the parameters `after`, kept where place and shape agree."""
   leaves = [x for x in jax.tree.leaves(tree) if np.size(x)]
+  dtype = jnp.result_type(*leaves) if leaves else np.dtype('float32')
   mean = 0.0
   if power == 2 and leaves:
     mean = sum(np.sum(x) for x in leaves) / sum(np.size(x) for x in leaves)
@@ -190,7 +192,7 @@ def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
     old = tree.get(node, {}).get(name)
     if old is not None and np.shape(old) == shape.shape:
       return old
-    return np.full(shape.shape, mean, shape.dtype)
+    return np.full(shape.shape, mean, dtype)
 
   return {
       node: {name: place(node, name, leaf) for name, leaf in held.items()}

@@ -8,7 +8,7 @@ gather theirs, readers gather their input channels and scale them.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -330,11 +330,11 @@ class Split:
         picked = chosen.get(group, ())
         take, factors = _twin_rows(size, picked, self.mass)
         if not picked or writer not in theta.get(group, {}):
-          parts.append(some.take(take * 0, axis=-1) * (0 * factors))
+          parts.append(_scaled(some.take(take * 0, axis=-1), 0 * factors, -1))
           continue
         rows = theta[group][writer].take(take + used[group], axis=-1)
         used[group] += len(picked)
-        parts.append(rows * factors.astype(some.dtype))
+        parts.append(_scaled(rows, factors, -1))
       stack = np.concatenate if isinstance(some, np.ndarray) else jnp.concatenate
       shifts[writer] = stack(parts, axis=-1).astype(some.dtype)
     return shifts
@@ -433,17 +433,21 @@ class Prune:
       flags[name] = np.isin(np.arange(table.groups[name].size), chosen)
     return np.flatnonzero(axis.spread(flags, 'zeros'))
 
+  def compensated(self, spec: specs.Spec) -> tuple[str, ...]:
+    """The readers into which means can be folded."""
+    table = groups.table(spec).groups
+    readers = [r for name, _ in self.channels for r in table[name].readers]
+    return tuple(r for r in dict.fromkeys(readers) if absorbers(spec, r))
+
   def init(self, net: network.Network, key: jax.Array) -> base.Theta:
     """Zero means `{reader: (removed inputs,)}`, where they can be folded in."""
     del key
     self.maps(net.spec)
-    table, theta = groups.table(net.spec), {}
-    for name, _ in self.channels:
-      for reader in table.groups[name].readers:
-        if absorbers(net.spec, reader):
-          kernel = net.variables['params'][reader]['kernel']
-          dropped = len(self.dropped(net.spec, reader))
-          theta[reader] = jnp.zeros((dropped,), kernel.dtype)
+    theta = {}
+    for reader in self.compensated(net.spec):
+      kernel = net.variables['params'][reader]['kernel']
+      dropped = len(self.dropped(net.spec, reader))
+      theta[reader] = jnp.zeros((dropped,), kernel.dtype)
     return theta
 
   def __call__(
@@ -492,3 +496,111 @@ def prune(channels: Mapping[str, Sequence[int]]) -> Prune:
     (7,)
   """
   return Prune(_by_group(channels))
+
+
+class Spread(NamedTuple):
+  """Parameters of splits and prunes over all channels of a network.
+
+  Attributes:
+    directions: `{writer: kernel-shaped}`, zero where nothing is split.
+    means: `{reader: (input axis,)}`, zero where nothing stands in.
+  """
+
+  directions: dict[str, Any]
+  means: dict[str, Any]
+
+
+def _positions(
+    spec: specs.Spec, node: str, group: str, chosen: Sequence[int]
+) -> np.ndarray:
+  """Where channels lie in a node's axis, in the order given, copy by copy."""
+  axis = groups.table(spec).axes[node]
+  size = axis.sizes[axis.groups.index(group)]
+  flags = np.isin(np.arange(size), chosen)
+  found = np.flatnonzero(axis.spread({group: flags}, 'zeros'))
+  rank = np.argsort(np.argsort(chosen))
+  copies = len(found) // len(chosen)
+  return np.concatenate(
+      [found[rank + copy * len(chosen)] for copy in range(copies)]
+  )
+
+
+def scatter(
+    net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
+) -> Spread:
+  """Lays parameters of splits and prunes out; None counts as zero."""
+  spec, params = net.spec, net.variables['params']
+  kernels = {
+      n.name: np.asarray(params[n.name]['kernel'])
+      for n in spec.nodes
+      if n.op.kind == 'mixing'
+  }
+  directions = {writer: np.zeros_like(k) for writer, k in kernels.items()}
+  means = {reader: np.zeros(k.shape[-2]) for reader, k in kernels.items()}
+  for move, theta in zip(moves, thetas, strict=True):
+    if theta is None:
+      continue
+    if isinstance(move, Prune):
+      for reader, values in theta.items():
+        means[reader][move.dropped(spec, reader)] = values
+      continue
+    for name, chosen in move.channels:
+      for writer, rows in theta.get(name, {}).items():
+        at = _positions(spec, writer, name, chosen)
+        directions[writer][..., at] = rows
+  return Spread(directions, means)
+
+
+def gather(net: network.Network, move: Any, spread: Spread) -> base.Theta:
+  """The parameters of one split or prune out of those of all channels."""
+  spec = net.spec
+  if isinstance(move, Prune):
+    return {
+        reader: spread.means[reader][move.dropped(spec, reader)].astype(
+            net.variables['params'][reader]['kernel'].dtype
+        )
+        for reader in move.compensated(spec)
+    }
+  table = groups.table(spec)
+  return {
+      name: {
+          writer: spread.directions[writer][
+              ..., _positions(spec, writer, name, chosen)
+          ]
+          for writer in table.groups[name].writers
+      }
+      for name, chosen in move.channels
+  }
+
+
+def merge(
+    net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
+) -> tuple[base.Morphism, base.Theta]:
+  """One move that makes many splits and prunes of one network together.
+
+  Every given move refers to the channels of `net`; splits are made first and
+  put twins last, so the prunes' channels stay where they are.
+
+  Args:
+    net: the network.
+    moves: splits of one mass, and prunes; no channel twice.
+    thetas: their parameters.
+
+  Returns:
+    The move (the identity for no moves) and its theta.
+  """
+  spread, parts, held = scatter(net, moves, thetas), [], []
+  for kind in (Split, Prune):
+    channels: dict[str, list[int]] = {}
+    for move in moves:
+      if isinstance(move, kind):
+        for name, chosen in move.channels:
+          channels.setdefault(name, []).extend(chosen)
+    if channels:
+      united = _named({n: tuple(sorted(c)) for n, c in channels.items()})
+      mass = [m.mass for m in moves if isinstance(m, Split)][:1]
+      parts.append(Split(united, *mass) if kind is Split else Prune(united))
+      held.append(gather(net, parts[-1], spread))
+  if len(parts) < 2:
+    return base.compose(*parts), (held[0] if held else ())
+  return base.compose(*parts), tuple(held)

@@ -1,0 +1,128 @@
+"""Stages that change networks: training them, and making their moves."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+
+from jaxnas import combine, morphisms, network, training
+from jaxnas.base import Candidate, Event, Key, Population, Stage, Task
+from jaxnas.stages import propose
+
+
+def train(
+    task: Task, tx: optax.GradientTransformation, *, epochs: int, batch: int
+) -> Stage:
+  """Trains every member for whole epochs.
+
+  A member whose loss stops being finite goes back to the weights it had, with
+  a fresh optimizer state; that is recorded in its lineage as `'diverged'`,
+  and what it used is spent all the same. Sets the metric `train_loss`, the
+  mean over the last epoch.
+
+  Args:
+    task: gives data, loss and augmentation.
+    tx: the optimizer; its state moves with each candidate.
+    epochs: passes over the training split.
+    batch: examples in a step.
+
+  Raises:
+    ValueError: for a member with a pending move.
+  """
+
+  def one(key: Key, member: Candidate, generation: int):
+    fitted = training.fit(
+        key,
+        member.net,
+        task,
+        tx,
+        epochs=epochs,
+        batch=batch,
+        opt_state=member.opt_state,
+    )
+    loss = fitted.losses[-1] if fitted.losses else math.nan
+    metrics = {**member.metrics, 'train_loss': loss}
+    if fitted.losses and not math.isfinite(sum(fitted.losses)):
+      event = Event(generation, 'diverged')
+      return fitted, member._replace(
+          opt_state=None,
+          metrics=metrics,
+          lineage=(*member.lineage, event),
+      )
+    return fitted, member._replace(
+        net=fitted.net,
+        opt_state=fitted.opt_state,
+        metrics=metrics,
+        steps=member.steps + fitted.steps,
+    )
+
+  def update(key: Key, population: Population) -> Population:
+    propose.refuse_pending('train', population)
+    members, spent = [], population.spent
+    for i, member in enumerate(population.members):
+      own = jax.random.fold_in(key, i)
+      fitted, member = one(own, member, population.generation)
+      members.append(member)
+      spent = spent.add(examples=fitted.examples)
+    return population._replace(members=tuple(members), spent=spent)
+
+  return combine.stage(update, 'train')
+
+
+def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:
+  """Makes the pending moves, and records what they did.
+
+  With a task, the loss on its validation split is measured before and after;
+  a move that raises it by more than `tolerance` is undone and recorded as
+  `'rejected'`. The optimizer's state follows the move.
+
+  Args:
+    task: for measuring; None to make moves unmeasured.
+    tolerance: nats that the validation loss may rise.
+  """
+
+  def one(key: Key, member: Candidate, generation: int) -> Candidate:
+    host = network.to_host(member.net)
+    theta = member.theta
+    if theta is None:
+      theta = network.to_host(member.move.init(host, key))
+    net, state = morphisms.morph(
+        member.move,
+        host,
+        theta=theta,
+        opt_state=network.to_host(member.opt_state),
+    )
+    measured = None
+    if task is not None:
+      before = training.evaluate(member.net, task, task.valid).loss
+      measured = training.evaluate(net, task, task.valid).loss - before
+    accepted = measured is None or measured <= tolerance
+    event = Event(
+        generation,
+        'move' if accepted else 'rejected',
+        member.move,
+        member.metrics.get('predicted'),
+        measured,
+    )
+    done = member._replace(
+        move=None, theta=(), lineage=(*member.lineage, event)
+    )
+    if not accepted:
+      return done
+    return done._replace(
+        net=jax.tree.map(np.asarray, net), opt_state=state, born=generation
+    )
+
+  def update(key: Key, population: Population) -> Population:
+    members, measured = [], 0
+    for i, member in enumerate(population.members):
+      if member.move is not None:
+        own = jax.random.fold_in(key, i)
+        member = one(own, member, population.generation)
+        measured += 0 if task is None else 2
+      members.append(member)
+    spent = population.spent.add(evaluations=measured)
+    return population._replace(members=tuple(members), spent=spent)
+
+  return combine.stage(update, 'realise')
