@@ -623,7 +623,7 @@ def restore(
     with _refusing_damage(root, step, steps):
       document = _read_document(manager, step)
     _check_version(document['manifest'], folder)
-    _compare_settings(folder, document['settings'], settings)
+    compare_settings(folder, document['settings'], settings)
     with _refusing_damage(root, step, steps):
       arrays = _read_arrays(manager, step, document['manifest'])
   return step, _assemble(document['manifest'], arrays)
@@ -716,7 +716,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
-def _compare_settings(folder: str, stored: Any, received: Any) -> None:
+def compare_settings(folder: str, stored: Any, received: Any) -> None:
   """Refuses settings that differ, naming each with both values."""
   if received is None:
     return

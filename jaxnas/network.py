@@ -68,10 +68,21 @@ def walk(
   return values
 
 
+# Ops that leave a channel of zeros zero; after all others it is masked again.
+_KEEPS_ZEROS = (
+    specs.Add,
+    specs.Concat,
+    specs.Dropout,
+    specs.Flatten,
+    specs.Gate,
+    specs.GlobalPool,
+    specs.Pool,
+)
+
+
 def _masked(node: specs.Node, value: jax.Array, mask) -> jax.Array:
   """Zeroes inactive channels after ops that may have filled them."""
-  fills = layers.axes(node.op) or isinstance(node.op, specs.Activation)
-  if mask is None or not fills:
+  if mask is None or isinstance(node.op, _KEEPS_ZEROS):
     return value
   return value * jnp.expand_dims(mask, range(value.ndim - 1)).astype(
       value.dtype

@@ -28,6 +28,16 @@ def _positive(op: Any, **fields: Any) -> None:
         )
 
 
+def _windowed(op: Any, **fields: Any) -> None:
+  """Refuses windows and strides that are not (rows, columns)."""
+  _positive(op, **fields)
+  for name, value in fields.items():
+    if not isinstance(value, tuple) or len(value) != 2:
+      raise ValueError(
+          f'{type(op).__name__}: {name} must be (rows, columns), got {value!r}.'
+      )
+
+
 def _spatial(op: Any, shape: Shape) -> Shape:
   if len(shape) != 3:
     raise ValueError(
@@ -75,6 +85,11 @@ class Input:
 
   def __post_init__(self):
     _positive(self, dims=self.dims)
+    if not isinstance(self.dims, tuple) or not self.dims:
+      raise ValueError(
+          f'Input: dims must be a tuple of sizes, at least one, got '
+          f'{self.dims!r}.'
+      )
 
   def shape(self) -> Shape:
     return self.dims
@@ -107,9 +122,8 @@ class Conv:
   kind: ClassVar[str] = 'mixing'
 
   def __post_init__(self):
-    _positive(
-        self, features=self.features, kernel=self.kernel, strides=self.strides
-    )
+    _positive(self, features=self.features)
+    _windowed(self, kernel=self.kernel, strides=self.strides)
     _padding(self)
 
   def shape(self, x: Shape) -> Shape:
@@ -130,7 +144,7 @@ class DepthwiseConv:
   kind: ClassVar[str] = 'channelwise'
 
   def __post_init__(self):
-    _positive(self, kernel=self.kernel, strides=self.strides)
+    _windowed(self, kernel=self.kernel, strides=self.strides)
     _padding(self)
 
   def shape(self, x: Shape) -> Shape:
@@ -216,7 +230,7 @@ class Pool:
   kind: ClassVar[str] = 'channelwise'
 
   def __post_init__(self):
-    _positive(self, window=self.window, strides=self.strides)
+    _windowed(self, window=self.window, strides=self.strides)
     _padding(self)
     if self.reduce not in ('max', 'mean'):
       raise ValueError(
@@ -306,6 +320,9 @@ class Flatten:
     return (math.prod(x),)
 
 
+_RESERVED = ('active', 'params')
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
   """An operation in place: `name` is its identity, never a position."""
@@ -315,14 +332,19 @@ class Node:
   inputs: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if not self.name.isidentifier():
+    if not isinstance(self.name, str) or not self.name.isidentifier():
       raise ValueError(
           f'a node name must be a Python identifier, got {self.name!r}.'
       )
-    if isinstance(self.inputs, str):
+    if self.name in _RESERVED:
       raise ValueError(
-          f'node {self.name!r}: inputs must be a tuple of names, got the '
-          f'string {self.inputs!r}.'
+          f'the node names {", ".join(_RESERVED)} are taken by Flax and by '
+          f'padded networks; give {self.name!r} another.'
+      )
+    if not isinstance(self.inputs, tuple):
+      raise ValueError(
+          f'node {self.name!r}: inputs must be a tuple of names, got '
+          f'{self.inputs!r}.'
       )
 
 
@@ -361,6 +383,8 @@ class Spec:
   padded: tuple[str, ...] = ()
 
   def __post_init__(self):
+    if not isinstance(self.nodes, tuple):
+      raise ValueError(f'nodes must be a tuple, got {type(self.nodes)}.')
     names = [node.name for node in self.nodes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -523,11 +547,14 @@ def decode(value: Any) -> Any:
     if 'type' not in value:
       raise ValueError(f'expected an object with a "type", got {value!r}.')
     fields = {k: decode(v) for k, v in value.items() if k != 'type'}
-    module, _, name = value['type'].rpartition(':')
+    module, _, name = str(value['type']).rpartition(':')
     cls = getattr(importlib.import_module(module or __name__), name, None)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
       raise ValueError(f'{value["type"]!r} names no dataclass.')
-    return cls(**fields)
+    try:
+      return cls(**fields)
+    except TypeError as error:  # A field that is missing or unknown.
+      raise ValueError(f'cannot make a {value["type"]}: {error}.') from None
   if isinstance(value, list):
     return tuple(decode(v) for v in value)
   return value

@@ -5,6 +5,7 @@ extents under every stride, adds across a concat, a node concatenated with
 itself, norms of each kind on anything.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -150,7 +151,9 @@ def specs_of_all_ops(
   return specs.Spec(tuple(draft.nodes), x)
 
 
-def random_network(spec: specs.Spec, dtype: Any = np.float64) -> network.Network:
+def random_network(
+  spec: specs.Spec, dtype: Any = np.float64
+) -> network.Network:
   """A network with random variables of every kind, NumPy arrays."""
 
   def zeros(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -282,17 +285,22 @@ def _pad(draw: Any, spec: specs.Spec):
   if not found:
     return None
   chosen = draw(st.sets(st.sampled_from(found), min_size=1, max_size=3))
-  return morphisms.pad({
-    group.name: group.size + draw(st.integers(0, 3))
-    for group in sorted(chosen, key=lambda group: group.name)
-  })
+  return morphisms.pad(
+    {
+      group.name: group.size + draw(st.integers(0, 3))
+      for group in sorted(chosen, key=lambda group: group.name)
+    }
+  )
 
 
 def _composed(draw: Any, spec: specs.Spec):
-  kinds = ('widen', 'split', 'prune', 'insert', 'remove', 'pad')
+  kinds = ('widen', 'widen', 'split', 'prune', 'insert', 'remove', 'pad')
   found = []
   for kind in draw(st.lists(st.sampled_from(kinds), min_size=2, max_size=3)):
     move = None if spec.padded else MOVES[kind](draw, spec)
+    if isinstance(move, morphisms.width.Split):
+      # Another mass for each: see `split` on splitting both of two twins.
+      move = dataclasses.replace(move, mass=(0.3, 0.1, 0.8)[len(found)])
     if move is not None:
       found.append(move)
       spec = morphisms.respec(move, spec)

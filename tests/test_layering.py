@@ -34,6 +34,7 @@ LAYERS = {
   'estimators': 4,
   'combine': 4,
   'run': 4,
+  'workdir': 4,
   'checkpoint': 4,
   'draw': 4,
   'report': 4,
@@ -41,6 +42,7 @@ LAYERS = {
   'stages': 5,
   'algorithms': 6,
   'testing': 6,
+  'jobs': 7,
 }
 
 # The upward imports there are; each must be inside a function.

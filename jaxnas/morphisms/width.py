@@ -197,9 +197,11 @@ class Widen:
             f'give a multiple of {group.size}',
         )
       index[name] = np.arange(width) % group.size
-      copies = np.bincount(index[name], minlength=group.size)[index[name]]
-      rank = np.arange(width) // group.size + 1
-      mass[name] = rank / (copies * (copies + 1) / 2)
+      # The position's part keeps shares unequal when one widens again: with
+      # ranks alone, 1/3 of 2/3 and 2/3 of 1/3 would be twins.
+      position = np.arange(width)
+      share = position // group.size + 1 + position / width
+      mass[name] = share / np.bincount(index[name], share)[index[name]]
     return index, mass
 
   def init(self, net: network.Network, key: jax.Array) -> base.Theta:
@@ -221,7 +223,7 @@ def widen(widths: Mapping[str, int]) -> Widen:
   """Widens groups by duplicating their channels in turn (Net2Wider).
 
   Chen et al. (2016), with one change: the copies of a channel share its
-  outgoing weight unequally, in the ratio 1 : 2 : ..., so that they part under
+  outgoing weight unequally, about as 1 : 2 : ..., so that they part under
   training without any noise; equal shares never part.
 
   Args:
@@ -363,7 +365,8 @@ def split(
   Channel c with incoming weights w becomes w + 2 m d, with 1 - m of the
   outgoing weight, and at the group's end a twin w - 2 (1 - m) d with m of it,
   so that the twins' mean is w (growth specification, 1.3.1). At d = 0 nothing
-  changes; with m other than 1/2 the twins part even then.
+  changes; with m other than 1/2 the twins part even then. Composed splits of
+  both twins need another m: of the shares (1 - m) m and m (1 - m) two are equal.
 
   Args:
     channels: for each group the channels to split.

@@ -1,0 +1,3 @@
+"""Spaces: where networks come from."""
+
+from jaxnas.spaces import seeds as seeds

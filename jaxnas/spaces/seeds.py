@@ -13,6 +13,7 @@ from jaxnas.spec import (
     Conv,
     Dense,
     DepthwiseConv,
+    Flatten,
     GlobalPool,
     Input,
     Node,
@@ -51,10 +52,10 @@ def mlp(
     *,
     activation: str = 'relu',
 ) -> Spec:
-  """A multi-layer perceptron `dense1, act1, ..., logits` on vectors.
+  """A multi-layer perceptron `dense1, act1, ..., logits`.
 
   Args:
-    shape: (features,).
+    shape: of one input; an image is flattened first.
     widths: hidden units, first to last.
     classes: width of the output.
     activation: one of `jaxnas.spec.ACTIVATIONS`.
@@ -64,6 +65,8 @@ def mlp(
     (16,)
   """
   layers: list[tuple[str, Op]] = []
+  if len(shape) > 1:
+    layers.append(('flat', Flatten()))
   for i, width in enumerate(widths, 1):
     layers.append((f'dense{i}', Dense(width)))
     layers.append((f'act{i}', Activation(activation)))

@@ -1,0 +1,40 @@
+"""Gauss-Newton growth on scikit-learn's digits: the default job.
+
+    python launch/train.py --config=configs/growth_digits.py \\
+        --workdir=runs/digits
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings of the run."""
+  return ml_collections.ConfigDict({
+    'job': 'growth',
+    'seed': 0,
+    'quick': False,
+    'dataset': 'digits',
+    'data_dir': '',
+    'examples': {'train': 0, 'test': 0},
+    'net': {'name': 'chain', 'widths': '4-M-4-4', 'width': 4, 'blocks': 1},
+    'batch': 64,
+    'epochs': 4,
+    'generations': 20,
+    'optimizer': {
+      'name': 'adamw',
+      'learning_rate': 1e-2,
+      'weight_decay': 1e-4,
+    },
+    'growth': {
+      'rounds': 10,
+      'price': 1e-6,
+      'z': 0.0,
+      'limit': 0,
+      'mass': 0.3,
+      'steps': 16,
+      'batch': 128,
+      'learn_examples': 1024,
+      'score_examples': 512,
+    },
+    'when_quick': {'generations': 4, 'epochs': 2, 'growth': {'rounds': 2}},
+  })

@@ -1,0 +1,304 @@
+"""A run's folder: settings, metrics, checkpoints, and the network it found.
+
+```
+config.json      the run's settings; another run with others is refused
+metrics.jsonl    one line for every generation of every search
+tensorboard/     the same as TensorBoard events, a folder for each search
+checkpoints/     one folder for each search (jaxnas.checkpoint)
+best/            spec.json and weights.msgpack of the network found
+summary.json     the table of results
+```
+
+Nothing depends on when a run was killed: a search goes on from its last
+complete generation, and lines of later ones are dropped before they are
+written again.
+"""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import numpy as np
+
+from jaxnas import checkpoint, network
+from jaxnas import spec as specs
+from jaxnas.base import Candidate, Key, Population, Stage
+from jaxnas.run import run
+
+Folder = str | os.PathLike
+
+
+class Search(NamedTuple):
+  """A search that is ready to run.
+
+  Attributes:
+    name: of its lines in `metrics.jsonl` and its folder of checkpoints.
+    key: of all its randomness.
+    stage: one generation.
+    population: the first population.
+    generations: the total number of generations.
+  """
+
+  name: str
+  key: Key
+  stage: Stage
+  population: Population
+  generations: int
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is there whole or not at all."""
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(text)
+  os.replace(partial, path)
+
+
+def claim(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
+  """Makes a run's folder, or takes up the one that has these settings.
+
+  Args:
+    folder: the workdir.
+    settings: the run's settings, plain JSON values.
+
+  Returns:
+    The folder's path.
+
+  Raises:
+    ValueError: if the folder belongs to a run with other settings (each is
+      named, with both values), or is not a run's folder and not empty.
+
+  Example:
+    >>> import tempfile
+    >>> place = claim(tempfile.mkdtemp(), {'seed': 0})
+    >>> claim(place, {'seed': 1})
+    Traceback (most recent call last):
+      ...
+    ValueError: ... seed: stored 0, received 1...
+  """
+  path = pathlib.Path(folder)
+  path.mkdir(parents=True, exist_ok=True)
+  config = path / 'config.json'
+  if not config.exists():
+    others = [p.name for p in path.iterdir() if p.name != 'config.json.partial']
+    if others:
+      raise ValueError(
+        f'{path} holds {sorted(others)[:5]} but no config.json, so it is no '
+        'run to resume; give an empty or new --workdir.'
+      )
+    write_atomically(config, json.dumps(settings, indent=2, sort_keys=True))
+  try:
+    stored = json.loads(config.read_text())
+  except ValueError as error:
+    raise ValueError(
+      f'{config} cannot be read ({error}); the checkpoints hold a copy of the '
+      'settings: write them back, or give a new --workdir.'
+    ) from None
+  checkpoint.compare_settings(str(path), stored, settings)
+  return path
+
+
+def conduct(
+  folder: Folder,
+  search: Search,
+  *,
+  settings: Mapping[str, Any],
+  report: Callable[[Search, Population], None] = lambda search, population: None,
+  keep: int = 3,
+) -> Population:
+  """Runs a search to its end, from wherever its folder says it is.
+
+  Every generation is written to `metrics.jsonl` and TensorBoard and then
+  saved. Killed at any moment and called again with the same arguments, it
+  ends with the same population.
+
+  Args:
+    folder: the run's folder, see `claim`.
+    search: the search.
+    settings: stored with each checkpoint and compared on resume.
+    report: called with the search and the population before the first and
+      after each generation.
+    keep: checkpoints to keep.
+
+  Returns:
+    The last population.
+
+  Raises:
+    ValueError: for a checkpoint that cannot be trusted, or that was written
+      with other settings.
+  """
+  from tensorboardX import SummaryWriter
+
+  path = pathlib.Path(folder)
+  saved = path / 'checkpoints' / search.name
+  found = checkpoint.restore(saved, settings=settings)
+  population, state = search.population, None
+  if found is not None:
+    population, state = found[1]
+  _forget(path / 'metrics.jsonl', search.name, population.generation)
+  events = SummaryWriter(
+    str(path / 'tensorboard' / search.name),
+    purge_step=population.generation + 1,
+  )
+
+  def after(population: Population, state: Any) -> None:
+    row = summary_row(population)
+    line = json.dumps({'search': search.name, **row})
+    with open(path / 'metrics.jsonl', 'a') as file:
+      file.write(line + '\n')
+    for name, value in row.items():
+      if isinstance(value, int | float):
+        events.add_scalar(name, value, population.generation)
+    events.flush()
+    checkpoint.save(
+      saved,
+      population.generation,
+      (population, state),
+      settings=settings,
+      keep=keep,
+    )
+    report(search, population)
+
+  report(search, population)
+  try:
+    population, _ = run(
+      search.key,
+      search.stage,
+      population,
+      search.generations,
+      state=state,
+      after=after,
+    )
+  finally:
+    events.close()
+  return population
+
+
+def _forget(metrics: pathlib.Path, name: str, generation: int) -> None:
+  """Drops a search's lines of generations after the given one."""
+  if not metrics.exists():
+    return
+  kept = []
+  for line in metrics.read_text().splitlines():
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue  # The last line of a killed run may be half written.
+    if row['search'] != name or row['generation'] <= generation:
+      kept.append(line)
+  write_atomically(metrics, ''.join(line + '\n' for line in kept))
+
+
+def leader(population: Population) -> Candidate:
+  """The member with the best validation metric; the first among equals.
+
+  Members whose metric is missing or NaN come last.
+
+  Raises:
+    ValueError: for an empty population.
+  """
+  if not population.members:
+    raise ValueError('an empty population has no best member.')
+
+  def value(member: Candidate) -> float:
+    metric = member.metrics.get('valid_metric', -math.inf)
+    return -math.inf if math.isnan(metric) else metric
+
+  return max(population.members, key=value)
+
+
+def summary_row(population: Population) -> dict[str, Any]:
+  """A generation as one flat record of its best member and its cost."""
+  best = leader(population)
+  row = {
+    'generation': population.generation,
+    'members': len(population.members),
+    **{
+      name: value
+      for name, value in best.metrics.items()
+      if isinstance(value, int | float | str)
+    },
+    **population.spent._asdict(),
+  }
+  last = [e for e in best.lineage if e.generation == population.generation - 1]
+  for event in last:
+    row['event'] = event.kind
+    if event.move is not None:
+      row['move'] = specs.encode(event.move)
+    row['predicted'] = event.predicted
+    row['measured'] = event.measured
+  return row
+
+
+def save_network(folder: Folder, net: network.Network) -> None:
+  """Writes `spec.json` and `weights.msgpack` (Flax serialization).
+
+  The same network gives the same bytes.
+
+  Args:
+    folder: is made, or replaced as a whole.
+    net: the network.
+  """
+  path = pathlib.Path(folder)
+  partial = path.with_name(path.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  (partial / 'spec.json').write_text(specs.to_json(net.spec, indent=1))
+  weights = jax.tree.map(np.asarray, network.to_host(dict(net.variables)))
+  (partial / 'weights.msgpack').write_bytes(
+    flax.serialization.msgpack_serialize(weights)
+  )
+  shutil.rmtree(path, ignore_errors=True)
+  os.replace(partial, path)
+
+
+def load_network(folder: Folder) -> network.Network:
+  """Reads a network that `save_network` wrote.
+
+  Args:
+    folder: such as `workdir/best`.
+
+  Returns:
+    The network, with NumPy leaves.
+
+  Raises:
+    ValueError: if files are missing or damaged, or weights do not fit the
+      spec; the message names the file and the first difference.
+
+  Example:
+    >>> import tempfile
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.mlp((4,), (8,), 3), jax.random.key(0))
+    >>> place = tempfile.mkdtemp() + '/best'
+    >>> save_network(place, net)
+    >>> load_network(place).spec == net.spec
+    True
+  """
+  path = pathlib.Path(folder)
+  try:
+    spec = specs.from_json((path / 'spec.json').read_text())
+    weights = flax.serialization.msgpack_restore(
+      (path / 'weights.msgpack').read_bytes()
+    )
+  except Exception as error:
+    raise ValueError(f'{path} holds no readable network: {error}') from error
+  expected = network.shapes(spec).variables
+
+  def flat(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(dict(tree))[0]
+    return {jax.tree_util.keystr(k): v.shape for k, v in leaves}
+
+  want, got = flat(expected), flat(weights)
+  differ = [name for name in {**want, **got} if want.get(name) != got.get(name)]
+  if differ:
+    name = sorted(differ)[0]
+    raise ValueError(
+      f'{path}: the weights do not fit spec.json: {name} should have shape '
+      f'{want.get(name)} and has {got.get(name)}.'
+    )
+  return network.Network(weights, spec)
