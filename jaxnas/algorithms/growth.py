@@ -72,7 +72,7 @@ def growth(
     >>> stage = growth(task, optax.adam(1e-2), estimators.gauss_newton(),
     ...                epochs=1, batch=64, rounds=1, price=1e-6, limit=4)
     >>> start = base.Population((base.Candidate(net),))
-    >>> grown, _ = run.run(jax.random.key(1), stage, start, until=1)
+    >>> grown, _ = run(jax.random.key(1), stage, start, until=1)
     >>> grown.generation, [e.kind for e in grown.members[0].lineage]
     (1, ['move'])
   """

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxnas import network, spec as specs
 
@@ -183,6 +184,18 @@ def carry(
 def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
   """Moments for the parameters `after`, kept where place and shape agree."""
   leaves = [x for x in jax.tree.leaves(tree) if np.size(x)]
+  masked = [
+      isinstance(leaf, optax.MaskedNode)
+      for held in tree.values()
+      for leaf in held.values()
+  ]
+  added = sorted(set(after) - set(tree))
+  if any(masked) and added:
+    raise ValueError(
+        'the state of optax.masked or optax.multi_transform does not say '
+        f'whether the new layers {added} belong to it; start it afresh with '
+        "the optimizer's init."
+    )
   dtype = jnp.result_type(*leaves) if leaves else np.dtype('float32')
   mean = 0.0
   if power == 2 and leaves:
@@ -190,7 +203,8 @@ def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
 
   def place(node: str, name: str, shape: jax.ShapeDtypeStruct) -> Any:
     old = tree.get(node, {}).get(name)
-    if old is not None and np.shape(old) == shape.shape:
+    kept = isinstance(old, optax.MaskedNode) or np.shape(old) == shape.shape
+    if old is not None and kept:
       return old
     return np.full(shape.shape, mean, dtype)
 
