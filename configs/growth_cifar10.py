@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
       'z': 0.0,
       'limit': 0,
       'mass': 0.3,
+      'tolerance': 0.05,
       'steps': 100,
       'batch': 256,
       'learn_examples': 16384,

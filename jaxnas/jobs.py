@@ -165,6 +165,7 @@ _GROWTH_RULES = {
   'growth.z': (0, None),
   'growth.limit': (0, None),
   'growth.mass': (0.01, 0.99),
+  'growth.tolerance': (0, None),
   'growth.steps': (0, None),
   'growth.batch': (1, None),
   'growth.learn_examples': (1, None),
@@ -269,6 +270,7 @@ def growth(
       mass=grow['mass'],
       learn_examples=grow['learn_examples'],
       score_examples=grow['score_examples'],
+      tolerance=grow['tolerance'],
     )
     last = conduct('growth', stage, spec, settings['generations'])
     grown = workdir.leader(last)

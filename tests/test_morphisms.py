@@ -43,7 +43,8 @@ def check_on_generated(kind: str, examples: int, blocks: int) -> None:
 
 @pytest.mark.parametrize('kind', strategies.MOVES)
 def test_laws_hold(kind, x64):
-  check_on_generated(kind, examples=16, blocks=2)
+  simple = kind in ('identity', 'insert')  # The forms of insert follow it.
+  check_on_generated(kind, examples=8 if simple else 16, blocks=2)
 
 
 @pytest.mark.slow
@@ -455,9 +456,10 @@ def test_a_move_of_a_local_class_does_not_survive_json(x64):
 
 
 def test_forgotten_statistics_are_found_on_a_fresh_network():
-  net = network.init(RESNET, jax.random.key(0))
-  x = random_inputs(RESNET, dtype='float32')
-  move = ForgetsStatistics('stem', 5)
+  spec = seeds.chain((4, 4, 1), (3, 2), 2)
+  net = network.init(spec, jax.random.key(0))
+  x = random_inputs(spec, dtype='float32')
+  move = ForgetsStatistics('conv1', 5)
   np.testing.assert_allclose(
     outputs(move(net, ()), x), outputs(net, x), rtol=1e-4
   )
@@ -1050,7 +1052,7 @@ def test_a_padded_network_of_every_layer_trains_as_the_network(optimizer, x64):
   )
 
 
-@generated(max_examples=15)
+@generated(max_examples=6)
 @hypothesis.given(strategies.moves('pad'))
 def test_padded_networks_train_as_the_network(x64, found):
   move, net = found
