@@ -9,33 +9,35 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
   """Settings of the run."""
-  return ml_collections.ConfigDict({
-    'job': 'growth',
-    'seed': 0,
-    'quick': False,
-    'dataset': 'digits',
-    'data_dir': '',
-    'examples': {'train': 0, 'test': 0},
-    'net': {'name': 'chain', 'widths': '4-M-4-4', 'width': 4, 'blocks': 1},
-    'batch': 64,
-    'epochs': 3,
-    'generations': 40,
-    'optimizer': {
-      'name': 'adamw',
-      'learning_rate': 1e-2,
-      'weight_decay': 1e-4,
-    },
-    'growth': {
-      'rounds': 6,
-      'price': 1e-6,
-      'z': 0.0,
-      'limit': 0,
-      'mass': 0.3,
-      'tolerance': 0.05,
-      'steps': 16,
+  return ml_collections.ConfigDict(
+    {
+      'job': 'growth',
+      'seed': 0,
+      'quick': False,
+      'dataset': 'digits',
+      'data_dir': '',
+      'examples': {'train': 0, 'test': 0},
+      'net': {'name': 'chain', 'widths': '4-M-4-4', 'width': 4, 'blocks': 1},
       'batch': 64,
-      'learn_examples': 1024,
-      'score_examples': 512,
-    },
-    'when_quick': {'generations': 12, 'growth': {'rounds': 2}},
-  })
+      'epochs': 3,
+      'generations': 40,
+      'optimizer': {
+        'name': 'adamw',
+        'learning_rate': 1e-2,
+        'weight_decay': 1e-4,
+      },
+      'growth': {
+        'rounds': 6,
+        'price': 1e-6,
+        'z': 0.0,
+        'limit': 0,
+        'mass': 0.3,
+        'tolerance': 0.05,
+        'steps': 16,
+        'batch': 64,
+        'learn_examples': 1024,
+        'score_examples': 512,
+      },
+      'when_quick': {'generations': 12, 'growth': {'rounds': 2}},
+    }
+  )

@@ -37,7 +37,7 @@ class Cost(NamedTuple):
   def add(self, **amounts: float) -> 'Cost':
     """This cost with the given amounts added."""
     return self._replace(
-        **{name: getattr(self, name) + by for name, by in amounts.items()}
+      **{name: getattr(self, name) + by for name, by in amounts.items()}
     )
 
 

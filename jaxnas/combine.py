@@ -9,9 +9,7 @@ from jaxnas import network
 from jaxnas.base import Candidate, Population, Stage
 
 
-def stage(
-    update: Callable[..., Population], name: str | None = None
-) -> Stage:
+def stage(update: Callable[..., Population], name: str | None = None) -> Stage:
   """A stage without state from `update(key, population) -> population`.
 
   Args:
@@ -50,9 +48,7 @@ def chain(*stages: Stage, name: str = 'chain') -> Stage:
     3
   """
   names = [s.name for s in stages]
-  labels = [
-      f'{s.name}/{names[:i].count(s.name)}' for i, s in enumerate(stages)
-  ]
+  labels = [f'{s.name}/{names[:i].count(s.name)}' for i, s in enumerate(stages)]
 
   def init(population):
     return tuple(s.init(population) for s in stages)

@@ -7,8 +7,8 @@ settings alone. The colours are those of Okabe and Ito, which stay apart for
 colour-blind readers.
 """
 
-import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from jaxnas.base import Event
 
 # Okabe and Ito (2008), without black and without the yellow that is hard to
 # see on white.
-COLOURS = (
+_COLOURS = (
   '#0072B2',
   '#E69F00',
   '#009E73',
@@ -36,7 +36,7 @@ _INK = '#222222'
 _FAINT = '#6B7280'
 
 
-class Row(NamedTuple):
+class _Row(NamedTuple):
   """One line of a picture: a node, and what is folded into its line.
 
   Attributes:
@@ -51,24 +51,8 @@ class Row(NamedTuple):
   sources: tuple[int, ...]
 
 
-def rows(spec: specs.Spec) -> tuple[Row, ...]:
-  """The lines of a network's picture, every input before its readers.
-
-  Args:
-    spec: the network.
-
-  Returns:
-    One row for each layer; norms, activations and pooling that follow a layer
-    directly are in its row.
-
-  Example:
-    >>> from jaxnas.spaces import seeds
-    >>> for row in rows(seeds.chain((8, 8, 1), (4, 'M'), 10)):
-    ...   print(row.nodes[0].name, '|', row.words)
-    input | input
-    conv1 | conv 3×3 · BN · relu · max 2×2 /2 · global mean
-    logits | dense
-  """
+def _rows(spec: specs.Spec) -> tuple[_Row, ...]:
+  """The lines of a network's picture, every input before its readers."""
   place: dict[str, int] = {}
   lines: list[list[specs.Node]] = []
   for node in spec.order:
@@ -84,7 +68,7 @@ def rows(spec: specs.Spec) -> tuple[Row, ...]:
       place[node.name] = place[node.inputs[0]]
       lines[place[node.name]].append(node)
   return tuple(
-    Row(
+    _Row(
       tuple(line),
       ' · '.join(_words(node.op) for node in line),
       tuple(dict.fromkeys(place[source] for source in line[0].inputs)),
@@ -119,26 +103,28 @@ def _words(op: Any) -> str:
 
 
 def _looks(
-  spec: specs.Spec, lines: Sequence[Row]
+  spec: specs.Spec, lines: Sequence[_Row]
 ) -> dict[str, tuple[str, str]]:
   """The colour and hatch of every channel group.
 
-  A group that only one row has is grey; the others are told apart.
+  A group of fixed width is white, and one that only one row has is grey; the
+  others are told apart.
   """
   table = groups.table(spec)
   seen: dict[str, int] = {}
   for line in lines:
     for name in dict.fromkeys(table.axes[line.nodes[0].name].groups):
       seen[name] = seen.get(name, 0) + 1
-  tied = [name for name in seen if seen[name] > 1]
+  fixed = [name for name in seen if table.groups[name].frozen]
+  tied = [name for name in seen if seen[name] > 1 and name not in fixed]
   looks = {}
   for name in seen:
     if name in tied:
       i = tied.index(name)
-      hatch = _HATCHES[i // len(COLOURS) % len(_HATCHES)]
-      looks[name] = (COLOURS[i % len(COLOURS)], hatch)
+      hatch = _HATCHES[i // len(_COLOURS) % len(_HATCHES)]
+      looks[name] = (_COLOURS[i % len(_COLOURS)], hatch)
     else:
-      looks[name] = (_FIXED if table.groups[name].frozen else _OWN, '')
+      looks[name] = (_FIXED if name in fixed else _OWN, '')
   return looks
 
 
@@ -202,86 +188,60 @@ def network(spec: specs.Spec, *, ax: Any = None) -> Any:
     >>> 'stage2_block1_conv1' in texts
     True
   """
-  lines = rows(spec)
+  lines = _rows(spec)
   looks = _looks(spec, lines)
-  table = groups.table(spec)
-
   names = [line.nodes[0].name for line in lines]
-  shapes = [
-    '×'.join(map(str, spec.shapes[line.nodes[-1].name])) for line in lines
-  ]
-  curves = [
-    (source, i, _bulge(i - source))
-    for i, line in enumerate(lines)
-    for source in line.sources
-    if i - source > 1
-  ]
-  remarks = [_remark(spec, name, looks) for name in names]
+  shapes = [_shape(spec, line) for line in lines]
+  remarks = [_remark(spec, name) for name in names]
 
   def column(texts: Iterable[str], bold: bool = False) -> float:
     return max(_extent(text, _SIZE, bold) for text in texts) + _GAP
 
-  # Where the columns begin, in inches: rail, names, operations, shapes, bars.
-  rail = 0.2 + max((bulge for _, _, bulge in curves), default=0.0)
-  name_x = rail + _GAP
-  words_x = name_x + column(names, bold=True)
-  shape_x = words_x + column(line.words for line in lines)
-  bars_x = shape_x + column(shapes)
-  width = bars_x + _BARS + 0.1 + column(remarks)
-  height = (len(lines) + 2.6) * _PITCH
+  spans = [i - s for i, line in enumerate(lines) for s in line.sources]
+  rail = 0.2 + max((_bulge(span) for span in spans if span > 1), default=0.0)
+  columns = list(
+    itertools.accumulate(
+      (
+        rail + _GAP,
+        column(names, bold=True),
+        column(line.words for line in lines),
+        column(shapes),
+      )
+    )
+  )
+  width = columns[-1] + _BARS + 0.1 + column(remarks)
+  height = (len(lines) + 2.4) * _PITCH
 
   figure = _figure(width, height) if ax is None else ax.figure
   ax = figure.add_axes((0, 0, 1, 1)) if ax is None else ax
   ax.set_xlim(0, width)
   ax.set_ylim(height, 0)
   ax.set_axis_off()
-
-  def y(i: int) -> float:
-    return (i + 0.8) * _PITCH
-
-  longest = max(sum(table.axes[name].sizes) for name in names)
   for i, (line, name) in enumerate(zip(lines, names, strict=True)):
-    axis = table.axes[name]
-    text = functools.partial(
-      ax.text, y=y(i), fontsize=_SIZE, va='center_baseline', color=_INK
+    write = functools.partial(
+      ax.text, y=_y(i), fontsize=_SIZE, va='center_baseline', color=_INK
     )
-    text(x=name_x, s=name, fontweight='bold')
-    text(x=words_x, s=line.words)
-    text(x=shape_x, s=shapes[i], color=_FAINT)
-    x = bars_x
-    for group, size in zip(axis.groups, axis.sizes, strict=True):
-      _bar(ax, x, y(i), size / longest * _BARS, looks[group])
-      x += size / longest * _BARS
-    label, _, rest = remarks[i].partition('  ')
-    text(x=x + 0.07, s=label)
-    if rest:
-      x += 0.07 + _extent(label + '  ', _SIZE)
-      text(x=x, s=rest, color=_FAINT, fontsize=_SIZE - 1)
-
-  for i, line in enumerate(lines):
-    for source in line.sources:
-      colour = looks[table.axes[lines[source].nodes[-1].name].groups[0]][0]
-      colour = _OWN if colour == _FIXED else colour
-      if i - source == 1:
-        ax.plot((rail, rail), (y(source), y(i)), color=colour, lw=1.6, zorder=1)
-      else:
-        _curve(ax, rail, y(source), y(i), _bulge(i - source), colour)
-  for i, name in enumerate(names):
-    colour, _ = looks[table.axes[name].groups[0]]
-    ax.plot(
-      (rail,),
-      (y(i),),
-      marker='o',
-      markersize=5.5,
-      markerfacecolor=colour,
-      markeredgecolor=_FAINT if colour == _FIXED else 'white',
-      zorder=3,
-    )
-  ax.text(
-    name_x, y(len(lines)), _NOTE, fontsize=7, color=_FAINT, va='center', 
-    linespacing=1.3,
-  )
+    write(columns[0], s=name, fontweight='bold')
+    write(columns[1], s=line.words)
+    write(columns[2], s=shapes[i], color=_FAINT)
+    end = _bar(ax, columns[3], _y(i), spec, name, looks)
+    size, _, note = remarks[i].partition('  ')
+    write(end + 0.07, s=size)
+    after = end + 0.07 + _extent(size + '  ', _SIZE)
+    if note:
+      write(after, s=note, color=_FAINT, fontsize=_SIZE - 1)
+  _rail(ax, rail, spec, lines, looks)
+  bottom = _y(len(lines)) - 0.4 * _PITCH
+  ax.text(columns[0], bottom, _NOTE, fontsize=7, color=_FAINT, va='top')
   return figure
+
+
+def _y(row: int) -> float:
+  return (row + 0.8) * _PITCH
+
+
+def _shape(spec: specs.Spec, line: _Row) -> str:
+  return '×'.join(map(str, spec.shapes[line.nodes[-1].name]))
 
 
 def _bulge(span: int) -> float:
@@ -289,7 +249,7 @@ def _bulge(span: int) -> float:
   return min(0.14 + 0.06 * span, 0.9)
 
 
-def _remark(spec: specs.Spec, name: str, looks: Mapping[str, Any]) -> str:
+def _remark(spec: specs.Spec, name: str) -> str:
   """What stands behind a bar: the width, and what it is tied to."""
   table = groups.table(spec)
   axis = table.axes[name]
@@ -298,27 +258,62 @@ def _remark(spec: specs.Spec, name: str, looks: Mapping[str, Any]) -> str:
     text += f' × {axis.repeat} positions'
   if set(axis.groups) & set(spec.padded):
     text += ' stored'
-  others = [group for group in dict.fromkeys(axis.groups) if group != name]
-  if others:
-    return f'{text}  = {" + ".join(others)}'
-  return f'{text}  fixed' if table.groups[name].frozen else text
+  found = tuple(dict.fromkeys(axis.groups))
+  notes = []
+  if len(found) > 3:
+    notes = [f'= {len(found)} groups']
+  elif found != (name,):
+    notes = [f'= {" + ".join(found)}']
+  if any(table.groups[group].frozen for group in found):
+    notes.append('fixed')
+  return (text + '  ' + ', '.join(notes)).rstrip()
 
 
-def _bar(ax, x: float, y: float, length: float, look: tuple[str, str]) -> None:
+def _bar(ax, x: float, y: float, spec: specs.Spec, name: str, looks) -> float:
+  """Draws a node's channels, group after group; returns where they end."""
   from matplotlib.patches import Rectangle
 
-  colour, hatch = look
-  ax.add_patch(
-    Rectangle(
-      (x, y - 0.3 * _PITCH),
-      length,
-      0.6 * _PITCH,
-      facecolor=colour,
-      edgecolor=_FAINT if colour == _FIXED else 'white',
-      linewidth=0.6,
-      hatch=hatch,
+  axes = groups.table(spec).axes
+  longest = max(sum(axis.sizes) for axis in axes.values())
+  for group, size in zip(axes[name].groups, axes[name].sizes, strict=True):
+    colour, hatch = looks[group]
+    length = size / longest * _BARS
+    ax.add_patch(
+      Rectangle(
+        (x, y - 0.3 * _PITCH),
+        length,
+        0.6 * _PITCH,
+        facecolor=colour,
+        edgecolor=_FAINT if colour == _FIXED else 'white',
+        linewidth=0.6,
+        hatch=hatch,
+      )
     )
-  )
+    x += length
+  return x
+
+
+def _rail(ax, x: float, spec: specs.Spec, lines: Sequence[_Row], looks) -> None:
+  """Draws which row reads which, on the left."""
+  axes = groups.table(spec).axes
+  colours = [looks[axes[line.nodes[0].name].groups[0]][0] for line in lines]
+  for i, line in enumerate(lines):
+    for source in line.sources:
+      colour = _OWN if colours[source] == _FIXED else colours[source]
+      if i - source == 1:
+        ax.plot((x, x), (_y(source), _y(i)), color=colour, lw=1.6, zorder=1)
+      else:
+        _curve(ax, x, _y(source), _y(i), _bulge(i - source), colour)
+  for i, colour in enumerate(colours):
+    ax.plot(
+      (x,),
+      (_y(i),),
+      marker='o',
+      markersize=5.5,
+      markerfacecolor=colour,
+      markeredgecolor=_FAINT if colour == _FIXED else 'white',
+      zorder=3,
+    )
 
 
 def _curve(ax, x, top, bottom, bulge: float, colour: str) -> None:
@@ -355,20 +350,19 @@ def mermaid(spec: specs.Spec) -> str:
       n0 --> n1
       n1 --> n2
   """
-  lines = rows(spec)
+  lines = _rows(spec)
   table = groups.table(spec)
   looks = _looks(spec, lines)
   text = ['flowchart TD']
   classes: dict[str, list[int]] = {}
   for i, line in enumerate(lines):
     name = line.nodes[0].name
-    shape = '×'.join(map(str, spec.shapes[line.nodes[-1].name]))
     # `#` starts an entity in Mermaid, and quotes end the label.
     words = line.words.replace('#', '#35;').replace('"', '#quot;')
-    text.append(f'  n{i}["<b>{name}</b><br>{words}<br>{shape}"]')
+    text.append(f'  n{i}["<b>{name}</b><br>{words}<br>{_shape(spec, line)}"]')
     found = dict.fromkeys(table.axes[name].groups)
     for group in found:
-      if len(found) == 1 and looks[group][0] in COLOURS:
+      if len(found) == 1 and looks[group][0] in _COLOURS:
         classes.setdefault(group, []).append(i)
   for i, line in enumerate(lines):
     text += [f'  n{source} --> n{i}' for source in line.sources]
@@ -381,9 +375,9 @@ def mermaid(spec: specs.Spec) -> str:
 
 
 _KINDS = {
-  'move': ('^', 'move made', COLOURS[0]),
-  'rejected': ('x', 'move undone', COLOURS[3]),
-  'diverged': ('D', 'diverged', COLOURS[4]),
+  'move': ('^', 'move made', _COLOURS[0]),
+  'rejected': ('x', 'move undone', _COLOURS[3]),
+  'diverged': ('D', 'diverged', _COLOURS[4]),
 }
 
 
@@ -415,7 +409,7 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> Any:
   dashes = ('-', '--', '-.', ':')
   for i, (name, found) in enumerate(searches.items()):
     style = {
-      'color': COLOURS[i % len(COLOURS)],
+      'color': _COLOURS[i % len(_COLOURS)],
       'linestyle': dashes[i % len(dashes)],
       'label': name.replace('_', ' '),
     }
@@ -425,16 +419,22 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> Any:
     params = _column(found, 'params')
     if i == 0:
       right.plot(_column(found, 'generation'), params, marker=dots, **style)
-      _marks(left, found, _column(found, 'examples'), accuracy)
-      _marks(right, found, _column(found, 'generation'), params)
     elif len(set(params)) == 1:  # A network of fixed size: a level to compare.
       right.axhline(params[0], **style)
+  shown = next(iter(searches.values()))
+  for ax, x, y, scale in (
+    (left, 'examples', 'valid_metric', 100),
+    (right, 'generation', 'params', 1),
+  ):
+    _marks(ax, shown, _column(shown, x), scale * _column(shown, y))
   left.set_xlabel('training examples')
   left.set_ylabel('validation accuracy, %')
   right.set_xlabel('generation')
   right.set_ylabel('parameters')
   right.set_ylim(bottom=0)
   _plain(left, right)
+  _thousands(left.xaxis)
+  _thousands(right.yaxis)
   _whole_numbers(right.xaxis)
   left.legend(fontsize=8, frameon=False)
   return figure
@@ -476,8 +476,6 @@ def _marks(ax, rows, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _plain(*axes) -> None:
-  from matplotlib.ticker import FuncFormatter
-
   for ax in axes:
     ax.spines[['top', 'right']].set_visible(False)
     ax.grid(color='#E5E7EB', linewidth=0.7)
@@ -485,11 +483,173 @@ def _plain(*axes) -> None:
     ax.tick_params(labelsize=8)
     for axis in (ax.xaxis, ax.yaxis):
       axis.label.set_fontsize(9)
-      if ax.get_xlabel() == 'training examples' or axis is ax.yaxis:
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:,.12g}'))
+
+
+def _thousands(axis) -> None:
+  from matplotlib.ticker import FuncFormatter
+
+  axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.12g}'))
 
 
 def _whole_numbers(axis) -> None:
   from matplotlib.ticker import MaxNLocator
 
   axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def widths(
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  start: Mapping[str, int] | None = None,
+) -> Any:
+  """The width of every channel group over the generations.
+
+  Args:
+    rows: rows of `metrics.jsonl`, oldest first, of the search to show; rows
+      of searches other than the first row's are left out.
+    start: widths before the first generation, shown as generation 0.
+
+  Returns:
+    The Matplotlib figure: a row for each group from input to output, a column
+    for each generation, darker for more channels. A width is written where it
+    is new.
+
+  Raises:
+    ValueError: if no row has widths.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> row = {'search': 'growth', 'generation': 1, 'widths': {'conv1': 6}}
+    >>> figure = widths([row], start={'conv1': 4})
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['4', '6']
+  """
+  found = next(iter(_searches(rows).values()))
+  columns = {
+    row['generation']: row['widths'] for row in found if 'widths' in row
+  }
+  if start is not None:
+    columns = {0: start, **columns}
+  names = list(dict.fromkeys(name for c in columns.values() for name in c))
+  if not names:
+    raise ValueError(
+      'there is nothing to draw: no row has widths of channel groups.'
+    )
+  generations = range(min(columns), max(columns) + 1)
+  table = np.full((len(names), len(generations)), math.nan)
+  for generation, sizes in columns.items():
+    for name, size in sizes.items():
+      table[names.index(name), generation - generations[0]] = size
+
+  cell = min(0.5, max(7 / len(generations), 0.02))
+  figure = _figure(
+    1.8 + max(cell * len(generations), 2), 1 + 0.26 * len(names), 'constrained'
+  )
+  ax = figure.add_subplot()
+  ax.pcolormesh(
+    np.arange(len(generations) + 1) + generations[0] - 0.5,
+    np.arange(len(names) + 1) - 0.5,
+    np.ma.masked_invalid(table),
+    cmap=_blues(),
+    vmin=0,
+    edgecolors='white',
+    linewidth=0.5 if cell > 0.1 else 0,
+  )
+  for (i, j), size in np.ndenumerate(table):
+    same = j > 0 and table[i, j - 1] == size
+    fits = _extent(f'{size:.0f}', 7.5) < cell
+    if not math.isnan(size) and not same and (fits or j == 0):
+      ax.text(
+        j + generations[0],
+        i,
+        f'{size:.0f}',
+        ha='center',
+        va='center',
+        fontsize=7.5,
+        color='white' if size > 0.55 * np.nanmax(table) else _INK,
+      )
+  ax.set_yticks(range(len(names)), names)
+  ax.invert_yaxis()
+  ax.set_xlabel('generation', fontsize=9)
+  ax.tick_params(labelsize=8, length=0)
+  ax.spines[:].set_visible(False)
+  _whole_numbers(ax.xaxis)
+  return figure
+
+
+def _blues():
+  from matplotlib.colors import LinearSegmentedColormap
+
+  return LinearSegmentedColormap.from_list('widths', ['#EAF2F8', _COLOURS[0]])
+
+
+def calibration(events: Iterable[Event]) -> Any:
+  """Predicted against measured loss change of moves, with the identity.
+
+  Args:
+    events: a lineage; events without both numbers are left out.
+
+  Returns:
+    The Matplotlib figure: a point for each move, numbered by its generation as
+    the rows of `metrics.jsonl` are (the first is 1); moves that were undone
+    look different.
+
+  Raises:
+    ValueError: if no event has both numbers.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> figure = calibration([Event(2, 'move', None, -0.5, -0.25)])
+    >>> figure.axes[0].get_xlabel()
+    'predicted loss change, nats'
+  """
+  events = [
+    event
+    for event in events
+    if event.predicted is not None
+    and event.measured is not None
+    and math.isfinite(event.predicted)
+    and math.isfinite(event.measured)
+  ]
+  if not events:
+    raise ValueError(
+      'there is nothing to draw: no move was both predicted and measured.'
+    )
+  figure = _figure(4.6, 4.2, 'constrained')
+  ax = figure.add_subplot()
+  values = [v for event in events for v in (event.predicted, event.measured)]
+  low, high = min(*values, 0.0), max(*values, 0.0)
+  room = 0.06 * (high - low) or 1.0
+  low, high = low - room, high + room
+  ax.axhline(0, color=_OWN, linewidth=0.8)
+  ax.axvline(0, color=_OWN, linewidth=0.8)
+  ax.plot((low, high), (low, high), '--', color=_FAINT, lw=1, label='equal')
+  for kind, (marker, label, colour) in _KINDS.items():
+    chosen = [event for event in events if event.kind == kind]
+    if chosen:
+      ax.plot(
+        [event.predicted for event in chosen],
+        [event.measured for event in chosen],
+        linestyle='',
+        marker=marker,
+        markersize=6,
+        color=colour,
+        label=label,
+      )
+  for event in events:
+    ax.annotate(
+      str(event.generation + 1),
+      (event.predicted, event.measured),
+      (5, 4),
+      textcoords='offset points',
+      fontsize=7,
+      color=_FAINT,
+    )
+  ax.set_xlim(low, high)
+  ax.set_ylim(low, high)
+  ax.set_aspect('equal')
+  ax.set_xlabel('predicted loss change, nats')
+  ax.set_ylabel('measured loss change, nats')
+  _plain(ax)
+  ax.legend(fontsize=8, frameon=False)
+  return figure

@@ -154,10 +154,10 @@ def table(spec: specs.Spec) -> Table:
         single = len(roots) == 1
         names.setdefault(root, node.name if single else f'{node.name}.{i}')
   for i, root in enumerate(
-      r
-      for node in spec.order
-      for r in segments.resolve(rows[node.name][0])
-      if r not in names
+    r
+    for node in spec.order
+    for r in segments.resolve(rows[node.name][0])
+    if r not in names
   ):
     names.setdefault(root, f'opaque.{i}')
 
@@ -165,9 +165,9 @@ def table(spec: specs.Spec) -> Table:
   for name, (row, repeat) in rows.items():
     roots = segments.resolve(row)
     axes[name] = Axis(
-        tuple(names[r] for r in roots),
-        tuple(segments.sizes[r] for r in roots),
-        repeat,
+      tuple(names[r] for r in roots),
+      tuple(segments.sizes[r] for r in roots),
+      repeat,
     )
   reasons = {names[root]: why for root, why in frozen.items()}
   return Table(_groups(spec, axes, reasons), axes)
@@ -194,7 +194,7 @@ def _row(node, spec, segments, rows) -> tuple[tuple[int, ...], int]:
     return first, repeat
   for row, _ in sources:
     segments.freeze(
-        row, f'node {node.name!r} combines axes of different layout'
+      row, f'node {node.name!r} combines axes of different layout'
     )
   opaque = (segments.new(width),)
   segments.freeze(opaque, f'node {node.name!r} combines different layouts')
@@ -215,13 +215,13 @@ def _groups(spec, axes, frozen) -> dict[str, Group]:
       for group in dict.fromkeys(axes[node.inputs[0]].groups):
         roles['readers'].setdefault(group, []).append(node.name)
   return {
-      name: Group(
-          name,
-          size,
-          **{r: tuple(found.get(name, ())) for r, found in roles.items()},
-          frozen=frozen.get(name, ''),
-      )
-      for name, size in sizes.items()
+    name: Group(
+      name,
+      size,
+      **{r: tuple(found.get(name, ())) for r, found in roles.items()},
+      frozen=frozen.get(name, ''),
+    )
+    for name, size in sizes.items()
   }
 
 
@@ -238,7 +238,7 @@ def resized(spec: specs.Spec, sizes: dict[str, int]) -> specs.Spec:
     axis = axes[node.name]
     if node.op.kind == 'mixing' and set(axis.groups) & set(sizes):
       features = sum(
-          sizes.get(g, size) for g, size in zip(axis.groups, axis.sizes)
+        sizes.get(g, size) for g, size in zip(axis.groups, axis.sizes)
       )
       ops[node.name] = dataclasses.replace(node.op, features=features)
   return spec.update(ops)
@@ -259,8 +259,8 @@ def masks(spec: specs.Spec, active: dict) -> dict:
   for node, axis in table(spec).axes.items():
     if set(axis.groups) & set(spec.padded):
       row = [
-          alive[g] if g in alive else np.ones(size, bool)
-          for g, size in zip(axis.groups, axis.sizes)
+        alive[g] if g in alive else np.ones(size, bool)
+        for g, size in zip(axis.groups, axis.sizes)
       ]
       found[node] = row * axis.repeat
   return found

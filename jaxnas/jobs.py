@@ -90,7 +90,9 @@ def check(settings: Settings, rules: Mapping[str, Any]) -> None:
         f'--config.{name} must be at least {low}, got {value!r}.'
       )
     if high is not None and not value <= high:
-      raise ValueError(f'--config.{name} must be at most {high}, got {value!r}.')
+      raise ValueError(
+        f'--config.{name} must be at most {high}, got {value!r}.'
+      )
 
 
 def make_task(settings: Settings) -> Task:
@@ -285,11 +287,13 @@ def growth(
     path / 'summary.json', json.dumps(summary, indent=2) + '\n'
   )
   console.print(
-    report.results({
-      'grown': summary,
-      'seed, same examples': summary['baselines']['seed_same_examples'],
-      'final from scratch': summary['baselines']['final_from_scratch'],
-    })
+    report.results(
+      {
+        'grown': summary,
+        'seed, same examples': summary['baselines']['seed_same_examples'],
+        'final from scratch': summary['baselines']['final_from_scratch'],
+      }
+    )
   )
   console.print(
     f'grown widths {report.widths(grown.net.spec)}; everything is in {path}',

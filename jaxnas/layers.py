@@ -19,15 +19,15 @@ from jaxnas import spec as specs
 Axes = dict[tuple[str, str], tuple[str | None, ...]]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    'relu': nn.relu,
-    'gelu': functools.partial(nn.gelu, approximate=False),
-    'silu': nn.silu,
-    'hard_swish': nn.hard_swish,
-    'softplus': nn.softplus,
-    'leaky_relu': functools.partial(nn.leaky_relu, negative_slope=0.1),
-    'elu': nn.elu,
-    'tanh': nn.tanh,
-    'sigmoid': nn.sigmoid,
+  'relu': nn.relu,
+  'gelu': functools.partial(nn.gelu, approximate=False),
+  'silu': nn.silu,
+  'hard_swish': nn.hard_swish,
+  'softplus': nn.softplus,
+  'leaky_relu': functools.partial(nn.leaky_relu, negative_slope=0.1),
+  'elu': nn.elu,
+  'tanh': nn.tanh,
+  'sigmoid': nn.sigmoid,
 }
 
 
@@ -45,7 +45,7 @@ def conv_form(form: str = 'auto') -> str:
     return 'patches' if jax.default_backend() == 'cpu' else 'native'
   if form not in ('native', 'patches'):
     raise ValueError(
-        f"conv must be 'auto', 'native' or 'patches', got {form!r}."
+      f"conv must be 'auto', 'native' or 'patches', got {form!r}."
     )
   return form
 
@@ -54,27 +54,27 @@ def _shifts(x, window, strides, padding, fill=0.0):
   """The k*k shifted, strided views of a padded image, row-major."""
   pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
   rows, columns = (
-      (x.shape[i + 1] + sum(pads[i]) - window[i]) // strides[i] + 1
-      for i in (0, 1)
+    (x.shape[i + 1] + sum(pads[i]) - window[i]) // strides[i] + 1
+    for i in (0, 1)
   )
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
   for i in range(window[0]):
     for j in range(window[1]):
       yield x[
-          :,
-          i : i + (rows - 1) * strides[0] + 1 : strides[0],
-          j : j + (columns - 1) * strides[1] + 1 : strides[1],
+        :,
+        i : i + (rows - 1) * strides[0] + 1 : strides[0],
+        j : j + (columns - 1) * strides[1] + 1 : strides[1],
       ]
 
 
 def conv2d(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, int] = (1, 1),
-    padding: str = 'SAME',
-    *,
-    depthwise: bool = False,
-    form: str = 'auto',
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: tuple[int, int] = (1, 1),
+  padding: str = 'SAME',
+  *,
+  depthwise: bool = False,
+  form: str = 'auto',
 ) -> jax.Array:
   """A 2-d convolution, in the form that is fast where it runs.
 
@@ -100,12 +100,12 @@ def conv2d(
   """
   if conv_form(form) == 'native':
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=x.shape[-1] if depthwise else 1,
+      x,
+      kernel,
+      strides,
+      padding,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=x.shape[-1] if depthwise else 1,
     )
   window = kernel.shape[:2]
   shifts = list(_shifts(x, window, strides, padding))
@@ -122,8 +122,8 @@ def pool2d(x, op: specs.Pool) -> jax.Array:
   tiles = op.window == op.strides
   if tiles and rows % op.window[0] == 0 and columns % op.window[1] == 0:
     blocks = x.reshape(
-        (batch, rows // op.window[0], op.window[0])
-        + (columns // op.window[1], op.window[1], channels)
+      (batch, rows // op.window[0], op.window[0])
+      + (columns // op.window[1], op.window[1], channels)
     )
     return (blocks.max if op.reduce == 'max' else blocks.mean)(axis=(2, 4))
   if op.reduce == 'max':
@@ -159,12 +159,12 @@ class DepthwiseConv(nn.Module):
     shape = (*self.op.kernel, 1, x.shape[-1])
     kernel = self.param('kernel', nn.initializers.he_normal(), shape)
     y = conv2d(
-        x,
-        kernel,
-        self.op.strides,
-        self.op.padding,
-        depthwise=True,
-        form=self.conv,
+      x,
+      kernel,
+      self.op.strides,
+      self.op.padding,
+      depthwise=True,
+      form=self.conv,
     )
     return _biased(self, y) if self.op.use_bias else y
 
@@ -202,9 +202,9 @@ def layer(op: Any, name: str | None, conv: str) -> Callable[..., jax.Array]:
     TypeError: for an op without a layer.
   """
   raise TypeError(
-      f'there is no layer for {op!r}; register one with '
-      'jaxnas.layers.layer.register and its axes with '
-      'jaxnas.layers.axes.register.'
+    f'there is no layer for {op!r}; register one with '
+    'jaxnas.layers.layer.register and its axes with '
+    'jaxnas.layers.axes.register.'
   )
 
 
@@ -341,10 +341,10 @@ def _bias_axes(op: Any) -> Axes:
 def _(op: specs.BatchNorm):
   del op
   return {
-      ('params', 'scale'): ('out',),
-      ('params', 'bias'): ('out',),
-      ('batch_stats', 'mean'): ('out',),
-      ('batch_stats', 'var'): ('out',),
+    ('params', 'scale'): ('out',),
+    ('params', 'bias'): ('out',),
+    ('batch_stats', 'mean'): ('out',),
+    ('batch_stats', 'var'): ('out',),
   }
 
 

@@ -40,10 +40,10 @@ class Network:
 
 
 def walk(
-    spec: specs.Spec,
-    call: Callable[..., jax.Array],
-    x: Any,
-    read: Callable[[str, Any], Any] | None = None,
+  spec: specs.Spec,
+  call: Callable[..., jax.Array],
+  x: Any,
+  read: Callable[[str, Any], Any] | None = None,
 ) -> dict[str, Any]:
   """Evaluates the nodes of a spec in order.
 
@@ -70,13 +70,13 @@ def walk(
 
 # Ops that leave a channel of zeros zero; after all others it is masked again.
 _KEEPS_ZEROS = (
-    specs.Add,
-    specs.Concat,
-    specs.Dropout,
-    specs.Flatten,
-    specs.Gate,
-    specs.GlobalPool,
-    specs.Pool,
+  specs.Add,
+  specs.Concat,
+  specs.Dropout,
+  specs.Flatten,
+  specs.Gate,
+  specs.GlobalPool,
+  specs.Pool,
 )
 
 
@@ -85,7 +85,7 @@ def _masked(node: specs.Node, value: jax.Array, mask) -> jax.Array:
   if mask is None or isinstance(node.op, _KEEPS_ZEROS):
     return value
   return value * jnp.expand_dims(mask, range(value.ndim - 1)).astype(
-      value.dtype
+    value.dtype
   )
 
 
@@ -125,9 +125,9 @@ class SpecModule(nn.Module):
     if self.spec.padded:
       sizes = groups.table(self.spec).groups
       active = self.variable(
-          'arch',
-          'active',
-          lambda: {g: jnp.int32(sizes[g].size) for g in self.spec.padded},
+        'arch',
+        'active',
+        lambda: {g: jnp.int32(sizes[g].size) for g in self.spec.padded},
       )
       masks = _mask_arrays(self.spec, active.value)
 
@@ -152,7 +152,7 @@ class _NodeModule(nn.Module):
 
 
 def caller(
-    spec: specs.Spec, variables: Variables, conv: str = 'auto'
+  spec: specs.Spec, variables: Variables, conv: str = 'auto'
 ) -> Callable[..., jax.Array]:
   """`call(node, *inputs)` for `walk`: the nodes in evaluation mode.
 
@@ -164,9 +164,9 @@ def caller(
   def call(node: specs.Node, *inputs):
     mask = masks.get(node.name)
     held = {
-        collection: {node.name: tree[node.name]}
-        for collection, tree in variables.items()
-        if node.name in tree
+      collection: {node.name: tree[node.name]}
+      for collection, tree in variables.items()
+      if node.name in tree
     }
     value = _NodeModule(node, conv).apply(held, *inputs, mask=mask)
     return _masked(node, value, mask)
@@ -216,8 +216,8 @@ def apply(net: Network, x: jax.Array, *, conv: str = 'auto') -> jax.Array:
   expected = net.spec.shapes[net.spec.input]
   if tuple(x.shape[1:]) != expected:
     raise ValueError(
-        f'the network reads inputs of shape (batch, {expected}), got '
-        f'{tuple(x.shape)}.'
+      f'the network reads inputs of shape (batch, {expected}), got '
+      f'{tuple(x.shape)}.'
     )
   return net.spec.module(conv).apply(net.variables, x)
 

@@ -1,15 +1,21 @@
-"""What a person sees of a run: progress while it goes, and a table after."""
+"""What a person sees of a run: progress while it goes, a report after."""
 
+import base64
 import contextlib
+import io
+import json
+import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import rich.console
 import rich.progress
 import rich.table
 
-from jaxnas import groups, workdir
+from jaxnas import draw, groups, workdir
+from jaxnas import spec as specs
 from jaxnas.base import Event, Population
 
 
@@ -144,3 +150,327 @@ def widths(spec: Any) -> str:
     '4-8'
   """
   return '-'.join(str(g.size) for g in groups.growable(spec))
+
+
+def html(folder: workdir.Folder) -> pathlib.Path:
+  """Writes `report.html`: a run's results, curves, moves, cost and settings.
+
+  One file that needs nothing else, neither other files nor a network nor
+  scripts. It shows what the folder holds so far, so it can be called while a
+  run goes on; what is missing or cannot be read is said in its place.
+
+  Args:
+    folder: the workdir.
+
+  Returns:
+    The path of `report.html` in it.
+
+  Raises:
+    ValueError: if there is no such folder.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> import tempfile
+    >>> place = workdir.claim(tempfile.mkdtemp(), {'seed': 0})
+    >>> 'no generation is complete' in html(place).read_text()
+    True
+  """
+  path = pathlib.Path(folder)
+  if not path.is_dir():
+    raise ValueError(f'{path} is no folder; give the --workdir of a run.')
+  settings = _stored(path / 'config.json')
+  summary = _stored(path / 'summary.json')
+  searches: dict[str, list[dict[str, Any]]] = {}
+  for row in _stored_rows(path / 'metrics.jsonl'):
+    searches.setdefault(row['search'], []).append(row)
+  shown = next(iter(searches.values()), [])
+  every = [row for rows in searches.values() for row in rows]
+  seed, best = _spec(path / 'seed.json'), _spec(path / 'best' / 'spec.json')
+  start = None if seed is None else _sizes(seed)
+
+  name = path.resolve().name
+  parts = [f'<h1>{escape(name)}</h1>']
+  parts += [_paragraph(_status(settings, summary, searches))]
+  if summary is not None:
+    parts += ['<h2>Results on the test split</h2>', _results(summary)]
+  if shown:
+    parts += [
+      '<h2>How it went</h2>',
+      _picture(
+        'Validation accuracy against training examples, and parameters',
+        lambda: draw.growth(every),
+      ),
+    ]
+  if any(row.get('widths') for row in shown):
+    parts += [
+      '<h2>Widths</h2>',
+      _picture(
+        'The width of each channel group after each generation',
+        lambda: draw.widths(shown, start=start),
+      ),
+    ]
+  if best is not None:
+    parts += ['<h2>The network found</h2>', _network(best)]
+  if seed is not None and seed != best:
+    parts += ['<h2>The network it started from</h2>', _network(seed)]
+  events = [_event(row) for row in shown if 'event' in row]
+  if events:
+    parts += ['<h2>Moves</h2>', _moves(events)]
+  if searches:
+    parts += ['<h2>Cost</h2>', _cost(searches)]
+  if settings:
+    parts += [
+      '<h2>Settings</h2>',
+      _table(('setting', 'value'), _flat(settings)),
+    ]
+  page = _PAGE.format(title=escape(name), body='\n'.join(parts))
+  # Numeric references for all beyond ASCII: no reader can misread the coding.
+  page = page.encode('ascii', 'xmlcharrefreplace').decode()
+  workdir.write_atomically(path / 'report.html', page)
+  return path / 'report.html'
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}: jaxnas</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ margin-bottom: 0; }}
+h2 {{ margin: 2.2rem 0 0.6rem; padding-bottom: 0.2rem;
+  border-bottom: 1px solid #e5e7eb; font-size: 1.2rem; }}
+table {{ border-collapse: collapse; font-size: 0.93rem; }}
+th, td {{ padding: 0.25rem 0.9rem 0.25rem 0; text-align: left;
+  vertical-align: top; border-bottom: 1px solid #e5e7eb; }}
+th {{ color: #6b7280; font-weight: 600; white-space: nowrap; }}
+.number {{ text-align: right; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }}
+.wide {{ overflow-x: auto; }}
+img {{ max-width: 100%; height: auto; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _stored(path: pathlib.Path) -> dict[str, Any] | None:
+  """A JSON object in a file; None if there is none that can be read."""
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) else None
+
+
+def _stored_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a `metrics.jsonl` that is perhaps being written."""
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue  # The last line of a killed run may be half written.
+    if isinstance(row, dict) and 'search' in row:
+      rows.append(row)
+  return rows
+
+
+def _spec(path: pathlib.Path) -> specs.Spec | None:
+  try:
+    found = specs.from_json(path.read_text())
+  except (OSError, ValueError, ImportError):
+    return None
+  return found if isinstance(found, specs.Spec) else None
+
+
+def _sizes(spec: specs.Spec) -> dict[str, int]:
+  return {group.name: group.size for group in groups.growable(spec)}
+
+
+def _status(settings, summary, searches) -> str:
+  if summary is not None:
+    return 'The run is finished.'
+  if not searches:
+    return 'The run is not finished: no generation is complete yet.'
+  name, rows = list(searches.items())[-1]
+  total = (settings or {}).get('generations')
+  of = f' of {total}' if total and len(searches) == 1 else ''
+  return (
+    f'The run is not finished: the last complete generation is '
+    f'{rows[-1].get("generation")}{of} of {name}.'
+  )
+
+
+_TITLES = {
+  'test_accuracy': 'accuracy',
+  'params': 'parameters',
+  'examples': 'examples',
+  'evaluations': 'evaluations',
+  'compilations': 'compiled',
+  'seconds': 'seconds',
+}
+
+
+def _results(summary: Mapping[str, Any]) -> str:
+  """The rows of `summary.json`: what the run found, and its baselines."""
+  baselines = summary.get('baselines', {})
+  rows = {'grown': summary, **baselines}
+  names = [
+    name
+    for name, value in summary.items()
+    if isinstance(value, int | float | str)
+  ]
+  names.sort(key=lambda n: [*_TITLES, n].index(n))
+  return _table(
+    ('network', *(_TITLES.get(name, _spaced(name)) for name in names)),
+    (
+      (_spaced(title), *(_number(name, row.get(name)) for name in names))
+      for title, row in rows.items()
+    ),
+  )
+
+
+def _number(name: str, value: Any) -> Any:
+  """A measurement as it is written in tables."""
+  if isinstance(value, float):
+    return f'{value:,.1f}' if name == 'seconds' else f'{value:.4f}'
+  return f'{value:,}' if isinstance(value, int) else value
+
+
+def _spaced(name: str) -> str:
+  return name.replace('_', ' ')
+
+
+def _moves(events: Sequence[Event]) -> str:
+  parts = []
+  if any(None not in (e.predicted, e.measured) for e in events):
+    parts += [
+      _picture(
+        'Predicted against measured loss change of every move',
+        lambda: draw.calibration(events),
+      )
+    ]
+
+  def nats(value: float | None) -> str:
+    return '' if value is None else f'{value:+.4f}'
+
+  header = ('generation', 'move', 'predicted, nats', 'measured, nats')
+  parts += [
+    _table(
+      header,
+      (
+        (
+          event.generation + 1,
+          describe(event._replace(predicted=None, measured=None)),
+          nats(event.predicted),
+          nats(event.measured),
+        )
+        for event in events
+      ),
+    )
+  ]
+  return '\n'.join(parts)
+
+
+def _event(row: Mapping[str, Any]) -> Event:
+  """The event that a row of metrics records."""
+  move = row.get('move')
+  with contextlib.suppress(ValueError, ImportError, AttributeError):
+    move = specs.decode(move)
+  return Event(
+    row.get('generation', 0) - 1,
+    row['event'],
+    move,
+    row.get('predicted'),
+    row.get('measured'),
+  )
+
+
+def _cost(searches: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+  """What each search has spent by its last generation."""
+  names = ('examples', 'evaluations', 'compilations', 'seconds')
+  rows = [
+    (
+      _spaced(search),
+      rows[-1].get('generation'),
+      *(_number(name, rows[-1].get(name)) for name in names),
+    )
+    for search, rows in searches.items()
+  ]
+  return _table(
+    ('search', 'generations', *(_TITLES[name] for name in names)), rows
+  )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple]:
+  """Nested settings as `(dotted name, value)`."""
+  rows = []
+  for name, value in settings.items():
+    if isinstance(value, Mapping):
+      rows += _flat(value, f'{prefix}{name}.')
+    else:
+      rows.append((prefix + name, json.dumps(value)))
+  return rows
+
+
+def _paragraph(text: str) -> str:
+  return f'<p>{escape(text)}</p>'
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """An HTML table; columns of numbers are set to the right."""
+  cells = [['' if v is None else str(v) for v in row] for row in rows]
+  plain = str.maketrans('', '', '+-.,e ')
+  right = [
+    all(row[i].translate(plain).isdigit() or not row[i] for row in cells)
+    for i in range(len(header))
+  ]
+
+  def line(tag: str, row: Sequence[str]) -> str:
+    return ''.join(
+      f'<{tag} class="number">{escape(text)}</{tag}>'
+      if number
+      else f'<{tag}>{escape(text)}</{tag}>'
+      for text, number in zip(row, right, strict=True)
+    )
+
+  body = ''.join(f'<tr>{line("td", row)}</tr>\n' for row in cells)
+  return (
+    f'<div class="wide"><table>\n<thead><tr>{line("th", header)}</tr></thead>\n'
+    f'<tbody>\n{body}</tbody>\n</table></div>'
+  )
+
+
+def _network(spec: specs.Spec) -> str:
+  return _picture(
+    f'Layers and channel groups; widths {widths(spec)}',
+    lambda: draw.network(spec),
+  )
+
+
+def _picture(title: str, make: Callable[[], Any]) -> str:
+  """A figure as an image within the page.
+
+  A picture that cannot be drawn is replaced by the reason: a report must not
+  end a job whose results it shows.
+  """
+  try:
+    figure = make()
+    image = io.BytesIO()
+    figure.savefig(image, format='png', dpi=192, metadata={'Software': None})
+  except ImportError:
+    raise
+  except Exception as error:
+    return _paragraph(f'{title}: not drawn, {type(error).__name__}: {error}')
+  data = base64.b64encode(image.getvalue()).decode()
+  width = round(96 * figure.get_figwidth())
+  return (
+    f'<p><img width="{width}" alt="{escape(title)}" '
+    f'src="data:image/png;base64,{data}"></p>'
+  )

@@ -40,13 +40,13 @@ def count_compilations() -> Iterator[list[float]]:
 
 
 def run(
-    key: Key,
-    stage: Stage,
-    population: Population,
-    until: int | Callable[[Population], bool],
-    *,
-    state: Any = None,
-    after: Callable[[Population, Any], None] | None = None,
+  key: Key,
+  stage: Stage,
+  population: Population,
+  until: int | Callable[[Population], bool],
+  *,
+  state: Any = None,
+  after: Callable[[Population, Any], None] | None = None,
 ) -> tuple[Population, Any]:
   """Runs a search: `stage.update` once a generation.
 
@@ -85,10 +85,10 @@ def run(
       own = jax.random.fold_in(key, population.generation)
       population, state = stage.update(own, population, state)
     spent = population.spent.add(
-        compilations=len(compiled), seconds=time.monotonic() - started
+      compilations=len(compiled), seconds=time.monotonic() - started
     )
     population = population._replace(
-        generation=population.generation + 1, spent=spent
+      generation=population.generation + 1, spent=spent
     )
     if after is not None:
       after(population, state)

@@ -23,8 +23,8 @@ def _positive(op: Any, **fields: Any) -> None:
     for size in sizes:
       if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ValueError(
-            f'{type(op).__name__}: {name} must be a positive integer '
-            f'(or a tuple of them), got {value!r}.'
+          f'{type(op).__name__}: {name} must be a positive integer '
+          f'(or a tuple of them), got {value!r}.'
         )
 
 
@@ -34,15 +34,15 @@ def _windowed(op: Any, **fields: Any) -> None:
   for name, value in fields.items():
     if not isinstance(value, tuple) or len(value) != 2:
       raise ValueError(
-          f'{type(op).__name__}: {name} must be (rows, columns), got {value!r}.'
+        f'{type(op).__name__}: {name} must be (rows, columns), got {value!r}.'
       )
 
 
 def _spatial(op: Any, shape: Shape) -> Shape:
   if len(shape) != 3:
     raise ValueError(
-        f'{type(op).__name__} reads (height, width, channels), got an input '
-        f'of shape {shape}.'
+      f'{type(op).__name__} reads (height, width, channels), got an input '
+      f'of shape {shape}.'
     )
   return shape
 
@@ -52,7 +52,7 @@ def _window(size: int, window: int, stride: int, padding: str) -> int:
     return -(-size // stride)
   if size < window:
     raise ValueError(
-        f'a VALID window of {window} does not fit an extent of {size}.'
+      f'a VALID window of {window} does not fit an extent of {size}.'
     )
   return (size - window) // stride + 1
 
@@ -87,8 +87,8 @@ class Input:
     _positive(self, dims=self.dims)
     if not isinstance(self.dims, tuple) or not self.dims:
       raise ValueError(
-          f'Input: dims must be a tuple of sizes, at least one, got '
-          f'{self.dims!r}.'
+        f'Input: dims must be a tuple of sizes, at least one, got '
+        f'{self.dims!r}.'
       )
 
   def shape(self) -> Shape:
@@ -157,8 +157,8 @@ class DepthwiseConv:
 def _padding(op: Any) -> None:
   if op.padding not in ('SAME', 'VALID'):
     raise ValueError(
-        f"{type(op).__name__}: padding must be 'SAME' or 'VALID', got "
-        f'{op.padding!r}.'
+      f"{type(op).__name__}: padding must be 'SAME' or 'VALID', got "
+      f'{op.padding!r}.'
     )
 
 
@@ -186,15 +186,15 @@ class LayerNorm:
 
 
 ACTIVATIONS = (
-    'relu',
-    'gelu',
-    'silu',
-    'hard_swish',
-    'softplus',
-    'leaky_relu',
-    'elu',
-    'tanh',
-    'sigmoid',
+  'relu',
+  'gelu',
+  'silu',
+  'hard_swish',
+  'softplus',
+  'leaky_relu',
+  'elu',
+  'tanh',
+  'sigmoid',
 )
 
 
@@ -208,8 +208,8 @@ class Activation:
   def __post_init__(self):
     if self.fn not in ACTIVATIONS:
       raise ValueError(
-          f'Activation: fn must be one of {", ".join(ACTIVATIONS)}, got '
-          f'{self.fn!r}.'
+        f'Activation: fn must be one of {", ".join(ACTIVATIONS)}, got '
+        f'{self.fn!r}.'
       )
 
   def shape(self, x: Shape) -> Shape:
@@ -234,7 +234,7 @@ class Pool:
     _padding(self)
     if self.reduce not in ('max', 'mean'):
       raise ValueError(
-          f"Pool: reduce must be 'max' or 'mean', got {self.reduce!r}."
+        f"Pool: reduce must be 'max' or 'mean', got {self.reduce!r}."
       )
 
   def shape(self, x: Shape) -> Shape:
@@ -304,8 +304,7 @@ class Concat:
   def shape(self, *xs: Shape) -> Shape:
     if not xs or len({x[:-1] for x in xs}) > 1:
       raise ValueError(
-          'Concat reads inputs that differ in channels only, got '
-          f'{list(xs)}.'
+        f'Concat reads inputs that differ in channels only, got {list(xs)}.'
       )
     return (*xs[0][:-1], sum(x[-1] for x in xs))
 
@@ -334,17 +333,17 @@ class Node:
   def __post_init__(self):
     if not isinstance(self.name, str) or not self.name.isidentifier():
       raise ValueError(
-          f'a node name must be a Python identifier, got {self.name!r}.'
+        f'a node name must be a Python identifier, got {self.name!r}.'
       )
     if self.name in _RESERVED:
       raise ValueError(
-          f'the node names {", ".join(_RESERVED)} are taken by Flax and by '
-          f'padded networks; give {self.name!r} another.'
+        f'the node names {", ".join(_RESERVED)} are taken by Flax and by '
+        f'padded networks; give {self.name!r} another.'
       )
     if not isinstance(self.inputs, tuple):
       raise ValueError(
-          f'node {self.name!r}: inputs must be a tuple of names, got '
-          f'{self.inputs!r}.'
+        f'node {self.name!r}: inputs must be a tuple of names, got '
+        f'{self.inputs!r}.'
       )
 
 
@@ -394,13 +393,12 @@ class Spec:
       for source in node.inputs:
         if source not in known:
           raise ValueError(
-              f'node {node.name!r} reads {source!r}, which is no node; the '
-              f'nodes are {sorted(known)}.'
+            f'node {node.name!r} reads {source!r}, which is no node; the '
+            f'nodes are {sorted(known)}.'
           )
     if self.output not in known:
       raise ValueError(
-          f'the output {self.output!r} is no node; the nodes are '
-          f'{sorted(known)}.'
+        f'the output {self.output!r} is no node; the nodes are {sorted(known)}.'
       )
     inputs = [node.name for node in self.nodes if node.op.kind == 'input']
     if len(inputs) != 1:
@@ -408,8 +406,8 @@ class Spec:
     unused = sorted(known - set(self._reaching()) - set(inputs))
     if unused:
       raise ValueError(
-          f'nodes that do not reach the output {self.output!r}: {unused}; '
-          'remove them.'
+        f'nodes that do not reach the output {self.output!r}: {unused}; '
+        'remove them.'
       )
     self.shapes  # noqa: B018  Fails here, before anything is built.
 
@@ -421,7 +419,7 @@ class Spec:
     except graphlib.CycleError as error:
       cycle = ' -> '.join(reversed(error.args[1]))
       raise ValueError(
-          f'the nodes form a cycle: {cycle}; a network is acyclic.'
+        f'the nodes form a cycle: {cycle}; a network is acyclic.'
       ) from None
     reached, pending = [], [self.output]
     while pending:
@@ -455,8 +453,8 @@ class Spec:
         shapes[node.name] = node.op.shape(*(shapes[s] for s in node.inputs))
       except (ValueError, TypeError) as error:
         raise ValueError(
-            f'node {node.name!r} cannot read '
-            f'{[shapes[s] for s in node.inputs]}: {error}'
+          f'node {node.name!r} cannot read '
+          f'{[shapes[s] for s in node.inputs]}: {error}'
         ) from None
     return shapes
 
@@ -469,8 +467,8 @@ class Spec:
   def consumers(self) -> dict[str, tuple[str, ...]]:
     """For every node the names of the nodes that read it."""
     return {
-        node.name: tuple(n.name for n in self.nodes if node.name in n.inputs)
-        for node in self.nodes
+      node.name: tuple(n.name for n in self.nodes if node.name in n.inputs)
+      for node in self.nodes
     }
 
   @property
@@ -483,16 +481,16 @@ class Spec:
     if name not in self.by_name:
       prefix = f'{asker}: ' if asker is not None else ''
       raise ValueError(
-          f'{prefix}there is no node {name!r}; the nodes are '
-          f'{sorted(self.by_name)}.'
+        f'{prefix}there is no node {name!r}; the nodes are '
+        f'{sorted(self.by_name)}.'
       )
     return self.by_name[name]
 
   def update(self, ops: dict[str, Op]) -> 'Spec':
     """The same graph with other operations under the given names."""
     nodes = tuple(
-        dataclasses.replace(node, op=ops.get(node.name, node.op))
-        for node in self.nodes
+      dataclasses.replace(node, op=ops.get(node.name, node.op))
+      for node in self.nodes
     )
     return dataclasses.replace(self, nodes=nodes)
 
@@ -510,7 +508,9 @@ class Spec:
       conv: the form of convolutions: `'native'`, `'patches'`, or `'auto'` for
         the faster on the default backend (`jaxnas.layers.conv2d`).
     """
-    from jaxnas import network  # The one upward import: a spec stays free of jax.
+    from jaxnas import (
+      network,
+    )  # The one upward import: a spec stays free of jax.
 
     return network.SpecModule(self, conv)
 
@@ -527,8 +527,7 @@ def encode(value: Any) -> Any:
     if cls.__module__ != __name__:
       name = f'{cls.__module__}:{name}'
     fields = {
-        f.name: encode(getattr(value, f.name))
-        for f in dataclasses.fields(value)
+      f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)
     }
     return {'type': name, **fields}
   if isinstance(value, tuple | list):
@@ -536,8 +535,8 @@ def encode(value: Any) -> Any:
   if value is None or isinstance(value, bool | int | float | str):
     return value
   raise TypeError(
-      f'cannot write {value!r} of type {type(value).__name__} as JSON: specs '
-      'and moves hold numbers, strings, tuples and dataclasses of these.'
+    f'cannot write {value!r} of type {type(value).__name__} as JSON: specs '
+    'and moves hold numbers, strings, tuples and dataclasses of these.'
   )
 
 

@@ -61,14 +61,14 @@ class Fit(NamedTuple):
 
 
 def fit(
-    key: Key,
-    net: network.Network,
-    task: Task,
-    tx: optax.GradientTransformation,
-    *,
-    epochs: int,
-    batch: int,
-    opt_state: Any = None,
+  key: Key,
+  net: network.Network,
+  task: Task,
+  tx: optax.GradientTransformation,
+  *,
+  epochs: int,
+  batch: int,
+  opt_state: Any = None,
 ) -> Fit:
   """Trains a network for whole epochs over `task.train`.
 
@@ -107,7 +107,7 @@ def fit(
   if opt_state is None:
     opt_state = network.to_host(_fresh(tx)(start.variables['params']))
   padded, state = morphisms.morph(
-      move, start, theta=(), opt_state=network.to_host(opt_state)
+    move, start, theta=(), opt_state=network.to_host(opt_state)
   )
   epoch = _epoch(padded.spec, tx, task.loss, task.prepare, task.augment, batch)
   variables, state = jax.device_put((padded.variables, state))
@@ -118,10 +118,10 @@ def fit(
     losses.append(loss)
   padded = network.to_host(network.Network(variables, padded.spec))
   net, state = morphisms.morph(
-      morphisms.uncapped(padded),
-      padded,
-      theta=(),
-      opt_state=network.to_host(state),
+    morphisms.uncapped(padded),
+    padded,
+    theta=(),
+    opt_state=network.to_host(state),
   )
   steps = epochs * (len(task.train.targets) // batch)
   return Fit(net, state, tuple(map(float, losses)), steps, steps * batch)
@@ -135,11 +135,11 @@ def _fresh(tx):
 def objective(module, loss, params, held, inputs, targets, key):
   """Mean loss in training mode, and the changed collections."""
   outputs, changed = module.apply(
-      {**held, 'params': params},
-      inputs,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
+    {**held, 'params': params},
+    inputs,
+    train=True,
+    mutable=['batch_stats'],
+    rngs={'dropout': key},
   )
   return loss(outputs, targets).mean(), changed
 
@@ -155,10 +155,10 @@ def _epoch(spec, tx, loss, prepare, augment, batch):
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
     inputs = augment(augment_key, prepare(data.inputs[rows]))
     gradient = jax.value_and_grad(
-        functools.partial(objective, module, loss), has_aux=True
+      functools.partial(objective, module, loss), has_aux=True
     )
     (value, changed), grads = gradient(
-        params, held, inputs, data.targets[rows], dropout_key
+      params, held, inputs, data.targets[rows], dropout_key
     )
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
@@ -188,7 +188,7 @@ class Measured(NamedTuple):
 
 
 def evaluate(
-    net: network.Network, task: Task, data: Data, *, batch: int = 256
+  net: network.Network, task: Task, data: Data, *, batch: int = 256
 ) -> Measured:
   """Measures a network on every example of a split.
 

@@ -26,7 +26,7 @@ import flax.serialization
 import jax
 import numpy as np
 
-from jaxnas import checkpoint, network
+from jaxnas import checkpoint, groups, network
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage
 from jaxnas.run import run
@@ -213,7 +213,7 @@ def leader(population: Population) -> Candidate:
 
 
 def summary_row(population: Population) -> dict[str, Any]:
-  """A generation as one flat record of its best member and its cost."""
+  """A generation as one record of its best member and its cost."""
   best = leader(population)
   row = {
     'generation': population.generation,
@@ -224,6 +224,10 @@ def summary_row(population: Population) -> dict[str, Any]:
       if isinstance(value, int | float | str)
     },
     **population.spent._asdict(),
+    'widths': {
+      group.name: group.size
+      for group in groups.growable(network.active_spec(best.net))
+    },
   }
   last = [e for e in best.lineage if e.generation == population.generation - 1]
   for event in last:

@@ -9,20 +9,20 @@ from jaxnas.base import Estimator, Population, Stage, Task
 
 
 def growth(
-    task: Task,
-    tx: optax.GradientTransformation,
-    estimator: Estimator,
-    *,
-    epochs: int,
-    batch: int,
-    rounds: int,
-    price: float,
-    z: float = 1.0,
-    limit: int | None = None,
-    mass: float = 0.3,
-    learn_examples: int = 4096,
-    score_examples: int = 2048,
-    tolerance: float = math.inf,
+  task: Task,
+  tx: optax.GradientTransformation,
+  estimator: Estimator,
+  *,
+  epochs: int,
+  batch: int,
+  rounds: int,
+  price: float,
+  z: float = 1.0,
+  limit: int | None = None,
+  mass: float = 0.3,
+  learn_examples: int = 4096,
+  score_examples: int = 2048,
+  tolerance: float = math.inf,
 ) -> Stage:
   """Grows a network where Gauss-Newton says that it pays.
 
@@ -81,18 +81,16 @@ def growth(
     return population.generation < rounds
 
   grow = combine.chain(
-      stages.expand(stages.splits(mass=mass), stages.prunes()),
-      stages.learn(estimator, task, examples=learn_examples),
-      stages.judge(estimator, task, examples=score_examples),
-      stages.choose(
-          stages.jointly(price=price, z=z, limit=limit)
-      ),
-      stages.realise(task, tolerance=tolerance),
-      name='grow',
+    stages.expand(stages.splits(mass=mass), stages.prunes()),
+    stages.learn(estimator, task, examples=learn_examples),
+    stages.judge(estimator, task, examples=score_examples),
+    stages.choose(stages.jointly(price=price, z=z, limit=limit)),
+    stages.realise(task, tolerance=tolerance),
+    name='grow',
   )
   return combine.chain(
-      stages.train(task, tx, epochs=epochs, batch=batch),
-      combine.when(growing, grow),
-      stages.measure(task),
-      name='growth',
+    stages.train(task, tx, epochs=epochs, batch=batch),
+    combine.when(growing, grow),
+    stages.measure(task),
+    name='growth',
   )

@@ -73,20 +73,18 @@ def sites(spec: Spec) -> Sites:
   Groups whose channels a layer norm mixes are left out: there a change of one
   channel is no difference of that channel alone.
   """
-  scored = [
-      g for g in groups.growable(spec) if not width.layer_normed(spec, g)
-  ]
+  scored = [g for g in groups.growable(spec) if not width.layer_normed(spec, g)]
   names = {g.name for g in scored}
   axes = groups.table(spec).axes
   readers = [
-      n
-      for n in spec.order
-      if n.op.kind == 'mixing' and names & set(axes[n.inputs[0]].groups)
+    n
+    for n in spec.order
+    if n.op.kind == 'mixing' and names & set(axes[n.inputs[0]].groups)
   ]
   return Sites(
-      tuple(dict.fromkeys(n.inputs[0] for n in readers)),
-      tuple(n.name for n in readers),
-      tuple((g.name, g.size) for g in scored),
+    tuple(dict.fromkeys(n.inputs[0] for n in readers)),
+    tuple(n.name for n in readers),
+    tuple((g.name, g.size) for g in scored),
   )
 
 
@@ -104,10 +102,10 @@ class Injected(NamedTuple):
 
 
 def forward(
-    spec: Spec,
-    call: Callable[..., jax.Array],
-    x: jax.Array,
-    injected: Injected,
+  spec: Spec,
+  call: Callable[..., jax.Array],
+  x: jax.Array,
+  injected: Injected,
 ) -> dict[str, jax.Array]:
   """All values of the network with something injected."""
 
@@ -124,12 +122,12 @@ def forward(
 
 
 def twins(
-    spec: Spec,
-    call: Callable[..., jax.Array],
-    linear: Callable[..., jax.Array],
-    mass: float,
-    x: jax.Array,
-    values: dict[str, jax.Array] | None = None,
+  spec: Spec,
+  call: Callable[..., jax.Array],
+  linear: Callable[..., jax.Array],
+  mass: float,
+  x: jax.Array,
+  values: dict[str, jax.Array] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Both twins of every channel, and what their readers read instead.
 
@@ -166,8 +164,8 @@ def twins(
       delta = linear(node, incoming)
       if delta is not None:
         held[node.name] = (
-            value + 2 * mass * delta,
-            value - 2 * (1 - mass) * delta,
+          value + 2 * mass * delta,
+          value - 2 * (1 - mass) * delta,
         )
     else:
       inputs = [base[s] for s in node.inputs]
@@ -183,7 +181,7 @@ def twins(
 
 
 def deltas(
-    spec: Spec, variables: Any, directions: dict[str, jax.Array]
+  spec: Spec, variables: Any, directions: dict[str, jax.Array]
 ) -> Callable[..., jax.Array | None]:
   """`linear` for `twins`: each writer with its kernel replaced by d."""
 
@@ -200,12 +198,12 @@ def deltas(
 
 
 def injected_loss(
-    net: network.Network,
-    theta: Any,
-    mass: float,
-    loss: Loss,
-    inputs: jax.Array,
-    targets: jax.Array,
+  net: network.Network,
+  theta: Any,
+  mass: float,
+  loss: Loss,
+  inputs: jax.Array,
+  targets: jax.Array,
 ) -> jax.Array:
   """The loss of a network with splits, without building it.
 
@@ -252,9 +250,9 @@ class Table(NamedTuple):
 
 
 def lay_out(
-    net: network.Network,
-    moves: Sequence[Morphism],
-    thetas: Sequence[Any],
+  net: network.Network,
+  moves: Sequence[Morphism],
+  thetas: Sequence[Any],
 ) -> Table:
   """Lays splits and prunes out over the channels of a network.
 
@@ -274,15 +272,15 @@ def lay_out(
   for move in moves:
     if not isinstance(move, width.Split | width.Prune):
       raise ValueError(
-          f'gauss_newton scores moves made by split and prune, got {move}.'
+        f'gauss_newton scores moves made by split and prune, got {move}.'
       )
     shift = 0 if isinstance(move, width.Split) else total
     columns = []
     for name, chosen in move.channels:
       if name not in start:
         raise ValueError(
-            f'{move}: group {name!r} cannot be scored; groups that can are '
-            f'{sorted(start)}.'
+          f'{move}: group {name!r} cannot be scored; groups that can are '
+          f'{sorted(start)}.'
         )
       columns += [shift + start[name] + c for c in chosen]
     if seen & set(columns):
@@ -292,21 +290,16 @@ def lay_out(
   masses = {move.mass for move in moves if isinstance(move, width.Split)}
   if len(masses) > 1:
     raise ValueError(
-        f'the splits scored together must have one mass, got {sorted(masses)}.'
+      f'the splits scored together must have one mass, got {sorted(masses)}.'
     )
   spread = width.scatter(net, moves, thetas)
-  means = {
-      reader: spread.means[reader]
-      for reader in sites(net.spec).readers
-  }
+  means = {reader: spread.means[reader] for reader in sites(net.spec).readers}
   return Table(
-      spread.directions, means, tuple(members), next(iter(masses), 0.3)
+    spread.directions, means, tuple(members), next(iter(masses), 0.3)
   )
 
 
-def _columns(
-    spec: Spec, rows: Sequence[tuple[str, jax.Array]]
-) -> jax.Array:
+def _columns(spec: Spec, rows: Sequence[tuple[str, jax.Array]]) -> jax.Array:
   """(batch, columns) sums of per-channel rows (batch, axis) at nodes.
 
   Repetitions along an axis, and what a group's sites contribute, add up.
@@ -350,15 +343,15 @@ class Adjoints(NamedTuple):
 
 
 def adjoints(
-    spec: Spec,
-    variables: Any,
-    inputs: jax.Array,
-    targets: jax.Array,
-    key: Key,
-    *,
-    loss: Loss,
-    factor: Factor,
-    draws: int,
+  spec: Spec,
+  variables: Any,
+  inputs: jax.Array,
+  targets: jax.Array,
+  key: Key,
+  *,
+  loss: Loss,
+  factor: Factor,
+  draws: int,
 ) -> Adjoints:
   """One forward pass, one gradient and `draws` random adjoints.
 
@@ -367,11 +360,11 @@ def adjoints(
   call = network.caller(spec, variables)
   values = network.walk(spec, call, inputs)
   zero = Injected(
-      {s: jnp.zeros_like(values[s]) for s in sites(spec).sources},
-      {
-          r: jnp.zeros_like(values[r], shape=_flat(values[r].shape))
-          for r in sites(spec).readers
-      },
+    {s: jnp.zeros_like(values[s]) for s in sites(spec).sources},
+    {
+      r: jnp.zeros_like(values[r], shape=_flat(values[r].shape))
+      for r in sites(spec).readers
+    },
   )
 
   def outputs(injected):
@@ -389,7 +382,7 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def split_parts(
-    spec: Spec, variables: Any, found: Adjoints, directions: Any, mass: float
+  spec: Spec, variables: Any, found: Adjoints, directions: Any, mass: float
 ) -> Parts:
   """The parts of a split of every channel, each by itself."""
   call = network.caller(spec, variables)
@@ -397,19 +390,19 @@ def split_parts(
   x = found.values[spec.input]
   mean, _ = twins(spec, call, linear, mass, x, found.values)
   delta = {
-      s: mean[s] - found.values[s] for s in sites(spec).sources if s in mean
+    s: mean[s] - found.values[s] for s in sites(spec).sources if s in mean
   }
 
   def part(adjoint):
     return _columns(
-        spec, [(s, _per_channel(adjoint.read[s] * d)) for s, d in delta.items()]
+      spec, [(s, _per_channel(adjoint.read[s] * d)) for s, d in delta.items()]
     )
 
   return Parts(part(found.gradient), jnp.stack([*map(part, found.sketches)]))
 
 
 def prune_parts(
-    spec: Spec, variables: Any, found: Adjoints, means: Any
+  spec: Spec, variables: Any, found: Adjoints, means: Any
 ) -> Parts:
   """The parts of a prune of every channel, each by itself.
 
@@ -419,15 +412,15 @@ def prune_parts(
 
   def part(adjoint):
     rows = [
-        (source, _per_channel(-adjoint.read[source] * found.values[source]))
-        for source in sites(spec).sources
+      (source, _per_channel(-adjoint.read[source] * found.values[source]))
+      for source in sites(spec).sources
     ]
     for reader, mean in means.items():
       kernel = variables['params'][reader]['kernel']
       taps = kernel.sum(axis=tuple(range(kernel.ndim - 2)))
       written = _per_channel(adjoint.written[reader])
       rows.append(
-          (spec.by_name[reader].inputs[0], written @ taps.T * mean[None])
+        (spec.by_name[reader].inputs[0], written @ taps.T * mean[None])
       )
     return _columns(spec, rows)
 
@@ -441,19 +434,19 @@ def _scorer(spec, loss, factor, draws, mass):
   @jax.jit
   def score(variables, directions, means, inputs, targets, key):
     found = adjoints(
-        spec,
-        variables,
-        inputs,
-        targets,
-        key,
-        loss=loss,
-        factor=factor,
-        draws=draws,
+      spec,
+      variables,
+      inputs,
+      targets,
+      key,
+      loss=loss,
+      factor=factor,
+      draws=draws,
     )
     split = split_parts(spec, variables, found, directions, mass)
     prune = prune_parts(spec, variables, found, means)
     return jax.tree.map(
-        lambda *both: jnp.concatenate(both, axis=-1), split, prune
+      lambda *both: jnp.concatenate(both, axis=-1), split, prune
     )
 
   return score
@@ -474,8 +467,8 @@ def _padded(net: network.Network, table: Table) -> _Padded:
   move = training.padding(spec)
   padded = move(network.to_host(net), ())
   directions = {
-      writer: {'kernel': table.directions[writer]}
-      for writer in _scored_writers(spec)
+    writer: {'kernel': table.directions[writer]}
+    for writer in _scored_writers(spec)
   }
   directions = move.moments(spec, directions, 1)
   index, alive = move.maps(spec)
@@ -487,16 +480,16 @@ def _padded(net: network.Network, table: Table) -> _Padded:
     means[reader] = wide.astype(net.variables['params'][reader]['kernel'].dtype)
   starts, position = [], 0
   for (_, size), (_, capacity) in zip(
-      sites(spec).columns, sites(padded.spec).columns
+    sites(spec).columns, sites(padded.spec).columns
   ):
     starts.append(position + np.arange(size))
     position += capacity
   columns = np.concatenate(starts)
   return _Padded(
-      padded,
-      {writer: held['kernel'] for writer, held in directions.items()},
-      means,
-      np.concatenate([columns, position + columns]),
+    padded,
+    {writer: held['kernel'] for writer, held in directions.items()},
+    means,
+    np.concatenate([columns, position + columns]),
   )
 
 
@@ -504,24 +497,24 @@ def _scored_writers(spec: Spec) -> tuple[str, ...]:
   """The layers that write scored groups."""
   names = {name for name, _ in sites(spec).columns}
   return tuple(
-      dict.fromkeys(
-          writer
-          for name, group in groups.table(spec).groups.items()
-          if name in names
-          for writer in group.writers
-      )
+    dict.fromkeys(
+      writer
+      for name, group in groups.table(spec).groups.items()
+      if name in names
+      for writer in group.writers
+    )
   )
 
 
 def gauss_newton(
-    *,
-    loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
-    factor: Factor = softmax_factor,
-    draws: int = 1,
-    batch: int = 256,
-    steps: int = 0,
-    relative: float = 0.3,
-    learning_rate: float = 0.05,
+  *,
+  loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
+  factor: Factor = softmax_factor,
+  draws: int = 1,
+  batch: int = 256,
+  steps: int = 0,
+  relative: float = 0.3,
+  learning_rate: float = 0.05,
 ) -> Estimator:
   """Scores all splits and prunes of a network at once (route C).
 
@@ -571,8 +564,8 @@ def gauss_newton(
   """
   if draws < 1 or batch < 1 or steps < 0:
     raise ValueError(
-        'gauss_newton: draws and batch must be at least 1 and steps at least '
-        f'0, got draws={draws}, batch={batch}, steps={steps}.'
+      'gauss_newton: draws and batch must be at least 1 and steps at least '
+      f'0, got draws={draws}, batch={batch}, steps={steps}.'
     )
 
   def score(key, net, moves, thetas, data, state):
@@ -585,24 +578,24 @@ def gauss_newton(
     for i in range(len(data.targets) // count):
       rows = slice(i * count, (i + 1) * count)
       parts.append(
-          compiled(
-              padded.net.variables,
-              padded.directions,
-              padded.means,
-              data.inputs[rows],
-              data.targets[rows],
-              jax.random.fold_in(key, i),
-          )
+        compiled(
+          padded.net.variables,
+          padded.directions,
+          padded.means,
+          data.inputs[rows],
+          data.targets[rows],
+          jax.random.fold_in(key, i),
+        )
       )
     linear = np.concatenate([np.asarray(p.linear) for p in parts])
     rho = np.concatenate([np.asarray(p.coefficients) for p in parts], axis=1)
     pick = functools.partial(_pick, padded.columns, table.members)
     linear, rho = pick(linear), pick(rho)
     return Scores(
-        linear=linear.mean(axis=0),
-        coefficients=rho.reshape((-1, rho.shape[-1])),
-        error=linear.std(axis=0) / np.sqrt(len(linear)),
-        examples=len(linear),
+      linear=linear.mean(axis=0),
+      coefficients=rho.reshape((-1, rho.shape[-1])),
+      error=linear.std(axis=0) / np.sqrt(len(linear)),
+      examples=len(linear),
     )
 
   def fit(key, net, moves, thetas, data, state):
@@ -610,18 +603,18 @@ def gauss_newton(
     padded = _padded(net, table)
     count = min(batch, len(data.targets))
     learn = _learner(
-        padded.net.spec,
-        loss,
-        factor,
-        draws,
-        table.mass,
-        steps,
-        count,
-        relative,
-        learning_rate,
+      padded.net.spec,
+      loss,
+      factor,
+      draws,
+      table.mass,
+      steps,
+      count,
+      relative,
+      learning_rate,
     )
     learned, means = jax.device_get(
-        learn(padded.net.variables, padded.directions, data, key)
+      learn(padded.net.variables, padded.directions, data, key)
     )
     found = _assign(net, padded.net.spec, moves, learned, means)
     return Learned(found, state, count * (steps + 1))
@@ -645,8 +638,8 @@ def _assign(net, padded_spec, moves, learned, means) -> list[Any]:
   def unpadded(name):
     axis, wide = table.axes[name], padded[name]
     alive = {
-        g: np.arange(capacity) < size
-        for g, size, capacity in zip(axis.groups, axis.sizes, wide.sizes)
+      g: np.arange(capacity) < size
+      for g, size, capacity in zip(axis.groups, axis.sizes, wide.sizes)
     }
     return np.flatnonzero(wide.spread(alive, 'ones'))
 
@@ -662,7 +655,7 @@ def _assign(net, padded_spec, moves, learned, means) -> list[Any]:
 
 @functools.lru_cache(maxsize=256)
 def _learner(
-    spec, loss, factor, draws, mass, steps, batch, relative, learning_rate
+  spec, loss, factor, draws, mass, steps, batch, relative, learning_rate
 ):
   """The compiled `fit`: scales, then learns, all directions of a network."""
   schedule = optax.cosine_decay_schedule(learning_rate, max(steps, 1))
@@ -676,7 +669,7 @@ def _learner(
       change = linear(node, values[node.inputs[0]])
       spatial = tuple(range(change.ndim - 1))
       ratio = values[name].std(axis=spatial) / (
-          change.std(axis=spatial) + 1e-12
+        change.std(axis=spatial) + 1e-12
       )
       return d * (relative * ratio)[(None,) * (d.ndim - 1)]
 
@@ -701,14 +694,14 @@ def _learner(
   def learn(variables, directions, data, key):
     directions = started(directions, key)
     find = functools.partial(
-        adjoints, spec, variables, loss=loss, factor=factor, draws=draws
+      adjoints, spec, variables, loss=loss, factor=factor, draws=draws
     )
     call = network.caller(spec, variables)
     values = network.walk(spec, call, data.inputs[:batch])
     directions = scaled(variables, directions, values)
     means = {
-        s: values[s].mean(axis=tuple(range(values[s].ndim - 1)))
-        for s in sites(spec).sources
+      s: values[s].mean(axis=tuple(range(values[s].ndim - 1)))
+      for s in sites(spec).sources
     }
 
     def step(carry, i):
@@ -721,7 +714,7 @@ def _learner(
 
       def moved(d, u):
         size = jnp.sqrt(
-            jnp.square(d).mean(axis=tuple(range(d.ndim - 1)), keepdims=True)
+          jnp.square(d).mean(axis=tuple(range(d.ndim - 1)), keepdims=True)
         )
         return d - schedule(i) * size * u
 

@@ -57,9 +57,9 @@ def unpadded(move: Any, spec: specs.Spec) -> None:
   """Refuses specs with padded groups, on which only pad and crop act."""
   if spec.padded:
     raise refuse(
-        move,
-        f'groups {list(spec.padded)} are stored at a capacity',
-        'crop them to their active channels first (jaxnas.morphisms.crop)',
+      move,
+      f'groups {list(spec.padded)} are stored at a capacity',
+      'crop them to their active channels first (jaxnas.morphisms.crop)',
     )
 
 
@@ -155,9 +155,7 @@ def respec(move: Morphism, spec: specs.Spec) -> specs.Spec:
   return jax.eval_shape(move, net, theta).spec
 
 
-def carry(
-    move: Morphism, spec: specs.Spec, tree: Tree, power: int
-) -> Tree:
+def carry(move: Morphism, spec: specs.Spec, tree: Tree, power: int) -> Tree:
   """An optimizer's moments of the parameters, after the move.
 
   A move's own `moments` is used where it has one. Otherwise leaves that keep
@@ -185,16 +183,16 @@ def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
   """Moments for the parameters `after`, kept where place and shape agree."""
   leaves = [x for x in jax.tree.leaves(tree) if np.size(x)]
   masked = [
-      isinstance(leaf, optax.MaskedNode)
-      for held in tree.values()
-      for leaf in held.values()
+    isinstance(leaf, optax.MaskedNode)
+    for held in tree.values()
+    for leaf in held.values()
   ]
   added = sorted(set(after) - set(tree))
   if any(masked) and added:
     raise ValueError(
-        'the state of optax.masked or optax.multi_transform does not say '
-        f'whether the new layers {added} belong to it; start it afresh with '
-        "the optimizer's init."
+      'the state of optax.masked or optax.multi_transform does not say '
+      f'whether the new layers {added} belong to it; start it afresh with '
+      "the optimizer's init."
     )
   dtype = jnp.result_type(*leaves) if leaves else np.dtype('float32')
   mean = 0.0
@@ -209,17 +207,15 @@ def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
     return np.full(shape.shape, mean, dtype)
 
   return {
-      node: {name: place(node, name, leaf) for name, leaf in held.items()}
-      for node, held in after.items()
+    node: {name: place(node, name, leaf) for name, leaf in held.items()}
+    for node, held in after.items()
   }
 
 
 _SECOND_MOMENTS = ('nu', 'nu_max', 'v', 'sum_of_squares')
 
 
-def carry_state(
-    move: Morphism, spec: specs.Spec, opt_state: Any
-) -> Any:
+def carry_state(move: Morphism, spec: specs.Spec, opt_state: Any) -> Any:
   """An optax state after a move (growth specification, section 3.4).
 
   Every part of the state that is laid out like the parameters is carried by
@@ -250,12 +246,12 @@ def carry_state(
 
 
 def morph(
-    move: Morphism,
-    net: network.Network,
-    key: jax.Array | None = None,
-    *,
-    theta: Theta = None,
-    opt_state: Any = None,
+  move: Morphism,
+  net: network.Network,
+  key: jax.Array | None = None,
+  *,
+  theta: Theta = None,
+  opt_state: Any = None,
 ) -> tuple[network.Network, Any]:
   """Makes a move on a network and its optimizer state.
 

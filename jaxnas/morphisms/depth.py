@@ -13,12 +13,12 @@ from jaxnas.morphisms import base
 # Activations s with x = s(x) - s(-x) up to a factor: s(x) = x F(x) with
 # F(x) + F(-x) = 1, and softplus; leaky ReLU gives (1 + slope) x.
 _PAIRS = {
-    'relu': 1.0,
-    'gelu': 1.0,
-    'silu': 1.0,
-    'hard_swish': 1.0,
-    'softplus': 1.0,
-    'leaky_relu': 1.1,
+  'relu': 1.0,
+  'gelu': 1.0,
+  'silu': 1.0,
+  'hard_swish': 1.0,
+  'softplus': 1.0,
+  'leaky_relu': 1.1,
 }
 FORMS = ('auto', 'identity', 'pair', 'residual')
 
@@ -53,16 +53,16 @@ class Insert:
     spec.node(self.after, asker=self)
     if self.after == spec.output:
       raise base.refuse(
-          self,
-          f'node {self.after!r} is the output of the network',
-          'insert behind another node',
+        self,
+        f'node {self.after!r} is the output of the network',
+        'insert behind another node',
       )
     shape = spec.shapes[self.after]
     if len(shape) not in (1, 3):
       raise base.refuse(
-          self,
-          f'node {self.after!r} has shape {shape}',
-          'insert behind (height, width, channels) or (features,)',
+        self,
+        f'node {self.after!r} has shape {shape}',
+        'insert behind (height, width, channels) or (features,)',
       )
     identity = self.activation == 'relu' and nonnegative(spec, self.after)
     pair = self.activation in _PAIRS and not self.norm
@@ -70,17 +70,17 @@ class Insert:
       return 'identity' if identity else 'pair' if pair else 'residual'
     if self.form == 'identity' and not identity:
       raise base.refuse(
-          self,
-          'an identity layer is exact for activation relu behind a node that '
-          f'is never negative; {self.after!r} with {self.activation!r} is not '
-          'such a case',
-          "use form 'pair' or 'residual'",
+        self,
+        'an identity layer is exact for activation relu behind a node that '
+        f'is never negative; {self.after!r} with {self.activation!r} is not '
+        'such a case',
+        "use form 'pair' or 'residual'",
       )
     if self.form == 'pair' and not pair:
       raise base.refuse(
-          self,
-          f'the pair form is exact for {", ".join(_PAIRS)} without norm',
-          "use form 'residual'",
+        self,
+        f'the pair form is exact for {", ".join(_PAIRS)} without norm',
+        "use form 'residual'",
       )
     return self.form
 
@@ -111,16 +111,14 @@ class Insert:
       added.append(specs.Node(names[part], op, (source,)))
       source = names[part]
     if form == 'residual':
-      added.append(
-          specs.Node(names['_add'], specs.Add(), (self.after, source))
-      )
+      added.append(specs.Node(names['_add'], specs.Add(), (self.after, source)))
       source = names['_add']
     nodes = [
-        dataclasses.replace(
-            node,
-            inputs=tuple(source if s == self.after else s for s in node.inputs),
-        )
-        for node in spec.nodes
+      dataclasses.replace(
+        node,
+        inputs=tuple(source if s == self.after else s for s in node.inputs),
+      )
+      for node in spec.nodes
     ]
     at = [node.name for node in nodes].index(self.after) + 1
     return specs.Spec((*nodes[:at], *added, *nodes[at:]), spec.output)
@@ -140,12 +138,12 @@ class Insert:
       shape = after[names[part]]['kernel'].shape
       noise = jax.random.normal(network.named_key(key, part), shape, dtype)
       theta[names[part]] = noise * np.sqrt(2 / np.prod(shape[:-1])).astype(
-          dtype
+        dtype
       )
     return theta
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     spec, form = self._spec(net.spec), self.resolved(net.spec)
     names, dtype = self._names(net.spec), _dtype(net)
@@ -157,8 +155,8 @@ class Insert:
       for node in added:
         if node in held:
           target[node] = {
-              leaf: np.zeros(shape.shape, dtype)
-              for leaf, shape in held[node].items()
+            leaf: np.zeros(shape.shape, dtype)
+            for leaf, shape in held[node].items()
           }
     params = variables['params']
     eye = np.eye(net.spec.shapes[self.after][-1])
@@ -196,13 +194,13 @@ def _centred(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def insert(
-    after: str,
-    *,
-    form: str = 'auto',
-    kernel: tuple[int, int] = (3, 3),
-    activation: str = 'relu',
-    norm: bool = False,
-    name: str = 'insert',
+  after: str,
+  *,
+  form: str = 'auto',
+  kernel: tuple[int, int] = (3, 3),
+  activation: str = 'relu',
+  norm: bool = False,
+  name: str = 'insert',
 ) -> Insert:
   """Inserts a layer or block behind a node, leaving the function as it is.
 
@@ -235,7 +233,7 @@ def insert(
   """
   if form not in FORMS:
     raise ValueError(
-        f'insert: form must be one of {", ".join(FORMS)}, got {form!r}.'
+      f'insert: form must be one of {", ".join(FORMS)}, got {form!r}.'
     )
   specs.Activation(activation)
   specs.Conv(1, tuple(kernel))
@@ -260,31 +258,31 @@ class Remove:
     node = spec.node(self.node, asker=self)
     if self.node == spec.output or not node.inputs:
       raise base.refuse(
-          self,
-          f'node {self.node!r} is the input or output of the network',
-          'remove a node in between',
+        self,
+        f'node {self.node!r} is the input or output of the network',
+        'remove a node in between',
       )
     if not 0 <= self.keep < len(node.inputs):
       raise base.refuse(
-          self,
-          f'node {self.node!r} has {len(node.inputs)} inputs, got '
-          f'keep={self.keep}',
-          'keep one of them, counted from 0',
+        self,
+        f'node {self.node!r} has {len(node.inputs)} inputs, got '
+        f'keep={self.keep}',
+        'keep one of them, counted from 0',
       )
     source = node.inputs[self.keep]
     before, after = spec.shapes[source], spec.shapes[self.node]
     if before != after:
       raise base.refuse(
-          self,
-          f'node {self.node!r} changes the shape from {before} to {after}',
-          'remove nodes whose input and output shapes agree',
+        self,
+        f'node {self.node!r} changes the shape from {before} to {after}',
+        'remove nodes whose input and output shapes agree',
       )
     rewired = {
-        n.name: dataclasses.replace(
-            n, inputs=tuple(source if s == self.node else s for s in n.inputs)
-        )
-        for n in spec.nodes
-        if n.name != self.node
+      n.name: dataclasses.replace(
+        n, inputs=tuple(source if s == self.node else s for s in n.inputs)
+      )
+      for n in spec.nodes
+      if n.name != self.node
     }
     reached, pending = set(), [spec.output]
     while pending:
@@ -297,13 +295,13 @@ class Remove:
     return specs.Spec(kept, spec.output)
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     del theta
     spec = self._spec(net.spec)
     variables = {
-        collection: {n: leaf for n, leaf in held.items() if n in spec.by_name}
-        for collection, held in net.variables.items()
+      collection: {n: leaf for n, leaf in held.items() if n in spec.by_name}
+      for collection, held in net.variables.items()
     }
     return network.Network({c: h for c, h in variables.items() if h}, spec)
 

@@ -45,29 +45,29 @@ class GrowKernel:
     op = spec.node(self.node, asker=self).op
     if not isinstance(op, specs.Conv | specs.DepthwiseConv):
       raise base.refuse(
-          self,
-          f'node {self.node!r} is {op}',
-          'give a Conv or DepthwiseConv node',
+        self,
+        f'node {self.node!r} is {op}',
+        'give a Conv or DepthwiseConv node',
       )
     if op.padding != 'SAME':
       raise base.refuse(
-          self,
-          f'node {self.node!r} has {op.padding} padding, so a larger window '
-          'would shrink its output',
-          'only SAME windows can grow',
+        self,
+        f'node {self.node!r} has {op.padding} padding, so a larger window '
+        'would shrink its output',
+        'only SAME windows can grow',
       )
     if any(new < old for new, old in zip(self.kernel, op.kernel)):
       raise base.refuse(
-          self,
-          f'node {self.node!r} has a window of {op.kernel}',
-          'give one at least as large in both directions',
+        self,
+        f'node {self.node!r} has a window of {op.kernel}',
+        'give one at least as large in both directions',
       )
     image = spec.shapes[spec.by_name[self.node].inputs[0]]
     return tuple(
-        offset(size, old, new, stride)
-        for size, old, new, stride in zip(
-            image, op.kernel, self.kernel, op.strides
-        )
+      offset(size, old, new, stride)
+      for size, old, new, stride in zip(
+        image, op.kernel, self.kernel, op.strides
+      )
     )
 
   def init(self, net: network.Network, key: jax.Array) -> base.Theta:
@@ -76,30 +76,28 @@ class GrowKernel:
     return ()
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     del theta
     params = net.variables['params']
     held = self._grown(net.spec, params[self.node], 0.0)
     op = net.spec.by_name[self.node].op
-    spec = net.spec.update({
-        self.node: dataclasses.replace(op, kernel=self.kernel)
-    })
+    spec = net.spec.update(
+      {self.node: dataclasses.replace(op, kernel=self.kernel)}
+    )
     return network.Network(
-        {**net.variables, 'params': {**params, self.node: held}}, spec
+      {**net.variables, 'params': {**params, self.node: held}}, spec
     )
 
   def _grown(self, spec: specs.Spec, held, fill):
     rows, columns = self._offsets(spec)
     kernel = held['kernel']
     widths = [
-        (at, new - old - at)
-        for at, old, new in zip((rows, columns), kernel.shape, self.kernel)
+      (at, new - old - at)
+      for at, old, new in zip((rows, columns), kernel.shape, self.kernel)
     ]
     space = np if isinstance(kernel, np.ndarray) else jnp
-    grown = space.pad(
-        kernel, [*widths, (0, 0), (0, 0)], constant_values=fill
-    )
+    grown = space.pad(kernel, [*widths, (0, 0), (0, 0)], constant_values=fill)
     return {**held, 'kernel': grown}
 
   def moments(self, spec: specs.Spec, tree: base.Tree, power: int):

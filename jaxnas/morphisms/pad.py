@@ -30,9 +30,9 @@ class Pad:
       group = width.growable(self, spec, name)
       if capacity < group.size:
         raise base.refuse(
-            self,
-            f'group {name!r} has {group.size} channels',
-            f'give a capacity of {group.size} or more',
+          self,
+          f'group {name!r} has {group.size} channels',
+          f'give a capacity of {group.size} or more',
         )
       position = np.arange(capacity)
       alive[name] = (position < group.size).astype(float)
@@ -44,27 +44,27 @@ class Pad:
     return ()
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     del theta
     index, alive = self.maps(net.spec)
     variables = width.reindex(
-        net.variables, net.spec, index, write=alive, read=alive
+      net.variables, net.spec, index, write=alive, read=alive
     )
     spec = groups.resized(net.spec, dict(self.capacities))
     sizes = groups.table(net.spec).groups
     active = {g: np.int32(sizes[g].size) for g, _ in self.capacities}
     padded = tuple(sorted(active))
     return network.Network(
-        {**variables, 'arch': {'active': active}},
-        dataclasses.replace(spec, padded=padded),
+      {**variables, 'arch': {'active': active}},
+      dataclasses.replace(spec, padded=padded),
     )
 
   def moments(self, spec: specs.Spec, tree: base.Tree, power: int):
     del power
     index, alive = self.maps(spec)
     return width.reindex(
-        {'params': tree}, spec, index, write=alive, read=alive
+      {'params': tree}, spec, index, write=alive, read=alive
     )['params']
 
 
@@ -84,7 +84,7 @@ def pad(capacities: Mapping[str, int]) -> base.Morphism:
     ((8,), {'dense1': np.int32(5)})
   """
   return Pad(
-      tuple(sorted((name, int(size)) for name, size in capacities.items()))
+    tuple(sorted((name, int(size)) for name, size in capacities.items()))
   )
 
 
@@ -100,17 +100,17 @@ class Crop:
     for name, size in self.widths:
       if name not in spec.padded:
         raise base.refuse(
-            self,
-            f'group {name!r} is not padded',
-            f'padded groups are {list(spec.padded)}; to remove active '
-            'channels, prune',
+          self,
+          f'group {name!r} is not padded',
+          f'padded groups are {list(spec.padded)}; to remove active '
+          'channels, prune',
         )
       capacity = groups.table(spec).groups[name].size
       if not 1 <= size <= capacity:
         raise base.refuse(
-            self,
-            f'group {name!r} is stored at {capacity} channels, got {size}',
-            f'give its number of active channels, 1 to {capacity}',
+          self,
+          f'group {name!r} is stored at {capacity} channels, got {size}',
+          f'give its number of active channels, 1 to {capacity}',
         )
     return {name: np.arange(size) for name, size in self.widths}
 
@@ -119,7 +119,7 @@ class Crop:
     return ()
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     del theta
     index = self.maps(net.spec)
@@ -129,9 +129,9 @@ class Crop:
       concrete = not isinstance(count, jax.core.Tracer | jax.ShapeDtypeStruct)
       if concrete and int(count) != size:
         raise base.refuse(
-            self,
-            f'group {name!r} has {int(count)} active channels, got {size}',
-            'crop to exactly those',
+          self,
+          f'group {name!r} has {int(count)} active channels, got {size}',
+          'crop to exactly those',
         )
     held = {c: tree for c, tree in net.variables.items() if c != 'arch'}
     variables = width.reindex(held, net.spec, index)
@@ -139,7 +139,7 @@ class Crop:
       variables['arch'] = {'active': active}
     spec = groups.resized(net.spec, dict(self.widths))
     return network.Network(
-        variables, dataclasses.replace(spec, padded=tuple(sorted(active)))
+      variables, dataclasses.replace(spec, padded=tuple(sorted(active)))
     )
 
   def moments(self, spec: specs.Spec, tree: base.Tree, power: int):

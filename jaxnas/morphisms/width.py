@@ -30,13 +30,13 @@ def growable(move: Any, spec: specs.Spec, name: str) -> groups.Group:
   legal = [g.name for g in groups.growable(spec)]
   if found is None:
     raise base.refuse(
-        move, f'there is no channel group {name!r}', f'the groups are {legal}'
+      move, f'there is no channel group {name!r}', f'the groups are {legal}'
     )
   if found.frozen:
     raise base.refuse(
-        move,
-        f'group {name!r} has fixed width {found.size}: {found.frozen}',
-        f'groups of free width are {legal}',
+      move,
+      f'group {name!r} has fixed width {found.size}: {found.frozen}',
+      f'groups of free width are {legal}',
     )
   return found
 
@@ -47,18 +47,18 @@ def _untied_norm(move: Any, spec: specs.Spec, group: groups.Group) -> None:
     several = set(groups.table(spec).axes[name].groups) != {group.name}
     if several and isinstance(spec.by_name[name].op, specs.LayerNorm):
       raise base.refuse(
-          move,
-          f'the layer norm {name!r} normalises group {group.name!r} together '
-          'with others',
-          'widen groups that no such norm reads',
+        move,
+        f'the layer norm {name!r} normalises group {group.name!r} together '
+        'with others',
+        'widen groups that no such norm reads',
       )
 
 
 def layer_normed(spec: specs.Spec, group: groups.Group) -> bool:
   """Whether a layer norm mixes the channels of the group."""
   return any(
-      isinstance(spec.by_name[name].op, specs.LayerNorm)
-      for name in group.channelwise
+    isinstance(spec.by_name[name].op, specs.LayerNorm)
+    for name in group.channelwise
   )
 
 
@@ -71,10 +71,10 @@ def _scaled(leaf, factors: np.ndarray, axis: int):
 
 
 def _along(
-    tree: Mapping[str, Any],
-    spec: specs.Spec,
-    role: str,
-    change: Callable[[Any, int, groups.Axis], Any],
+  tree: Mapping[str, Any],
+  spec: specs.Spec,
+  role: str,
+  change: Callable[[Any, int, groups.Axis], Any],
 ) -> dict[str, Any]:
   """Applies `change(leaf, dimension, axis)` to every axis of one role."""
   table = groups.table(spec).axes
@@ -91,10 +91,10 @@ def _along(
 
 
 def reindex_writers(
-    tree: Mapping[str, Any],
-    spec: specs.Spec,
-    index: Vectors,
-    write: Vectors | None = None,
+  tree: Mapping[str, Any],
+  spec: specs.Spec,
+  index: Vectors,
+  write: Vectors | None = None,
 ) -> dict[str, Any]:
   """The half of `reindex` that acts on writers and per-channel operations."""
 
@@ -108,10 +108,10 @@ def reindex_writers(
 
 
 def reindex_readers(
-    tree: Mapping[str, Any],
-    spec: specs.Spec,
-    index: Vectors,
-    read: Vectors | None = None,
+  tree: Mapping[str, Any],
+  spec: specs.Spec,
+  index: Vectors,
+  read: Vectors | None = None,
 ) -> dict[str, Any]:
   """The half of `reindex` that acts on readers."""
   gather = functools.partial(_gather, index=index, factors=read)
@@ -128,12 +128,12 @@ def _gather(leaf, dimension, axis, *, index, factors):
 
 
 def reindex(
-    tree: Mapping[str, Any],
-    spec: specs.Spec,
-    index: Vectors,
-    *,
-    write: Vectors | None = None,
-    read: Vectors | None = None,
+  tree: Mapping[str, Any],
+  spec: specs.Spec,
+  index: Vectors,
+  *,
+  write: Vectors | None = None,
+  read: Vectors | None = None,
 ) -> dict[str, Any]:
   """Applies an index map with weights to groups of channels.
 
@@ -154,12 +154,12 @@ def reindex(
 
 
 def _resize(
-    net: network.Network, index: Vectors, read: Vectors
+  net: network.Network, index: Vectors, read: Vectors
 ) -> network.Network:
   sizes = {group: len(channels) for group, channels in index.items()}
   return network.Network(
-      reindex(net.variables, net.spec, index, read=read),
-      groups.resized(net.spec, sizes),
+    reindex(net.variables, net.spec, index, read=read),
+    groups.resized(net.spec, sizes),
   )
 
 
@@ -184,17 +184,17 @@ class Widen:
       group = growable(self, spec, name)
       if width < group.size:
         raise base.refuse(
-            self,
-            f'group {name!r} has {group.size} channels already',
-            f'give a width of {group.size} or more, or prune',
+          self,
+          f'group {name!r} has {group.size} channels already',
+          f'give a width of {group.size} or more, or prune',
         )
       _untied_norm(self, spec, group)
       if layer_normed(spec, group) and width % group.size:
         raise base.refuse(
-            self,
-            f'a layer norm reads group {name!r}, whose {group.size} channels '
-            'must therefore all be repeated equally often',
-            f'give a multiple of {group.size}',
+          self,
+          f'a layer norm reads group {name!r}, whose {group.size} channels '
+          'must therefore all be repeated equally often',
+          f'give a multiple of {group.size}',
         )
       index[name] = np.arange(width) % group.size
       # The position's part keeps shares unequal when one widens again: with
@@ -209,7 +209,7 @@ class Widen:
     return ()
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     del theta
     return _resize(net, *self.maps(net.spec))
@@ -246,17 +246,17 @@ def _channels(move: Any, group: groups.Group, chosen: Sequence[int]) -> None:
   wrong = [c for c in chosen if not 0 <= c < group.size]
   if wrong or not chosen or len(set(chosen)) < len(chosen):
     raise base.refuse(
-        move,
-        f'group {group.name!r} has channels 0 to {group.size - 1}, got '
-        f'{tuple(chosen)}',
-        'give each channel once, at least one',
+      move,
+      f'group {group.name!r} has channels 0 to {group.size - 1}, got '
+      f'{tuple(chosen)}',
+      'give each channel once, at least one',
     )
 
 
 def _by_group(channels: Mapping[str, Sequence[int]]):
-  return _named({
-      name: tuple(int(c) for c in chosen) for name, chosen in channels.items()
-  })
+  return _named(
+    {name: tuple(int(c) for c in chosen) for name, chosen in channels.items()}
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,11 +277,11 @@ class Split:
       _untied_norm(self, spec, group)
       if layer_normed(spec, group) and len(chosen) != group.size:
         raise base.refuse(
-            self,
-            f'a layer norm reads group {name!r}, and splitting '
-            f'{len(chosen)} of its {group.size} channels would change its '
-            'statistics',
-            f'split all {group.size}',
+          self,
+          f'a layer norm reads group {name!r}, and splitting '
+          f'{len(chosen)} of its {group.size} channels would change its '
+          'statistics',
+          f'split all {group.size}',
         )
       index[name] = np.concatenate([np.arange(group.size), chosen])
       share = np.ones(group.size)
@@ -305,12 +305,12 @@ class Split:
         draw = network.named_key(key, f'{name}/{writer}')
         scale = 0.1 / np.sqrt(np.prod(shape[:-1]))
         theta[name][writer] = scale * jax.random.normal(
-            draw, shape, kernel.dtype
+          draw, shape, kernel.dtype
         )
     return theta
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     index, mass = self.maps(net.spec)
     written = reindex_writers(net.variables, net.spec, index)
@@ -337,7 +337,9 @@ class Split:
         rows = theta[group][writer].take(take + used[group], axis=-1)
         used[group] += len(picked)
         parts.append(_scaled(rows, factors, -1))
-      stack = np.concatenate if isinstance(some, np.ndarray) else jnp.concatenate
+      stack = (
+        np.concatenate if isinstance(some, np.ndarray) else jnp.concatenate
+      )
       shifts[writer] = stack(parts, axis=-1).astype(some.dtype)
     return shifts
 
@@ -357,9 +359,7 @@ def _twin_rows(size, chosen, mass):
   return take, factors
 
 
-def split(
-    channels: Mapping[str, Sequence[int]], *, mass: float = 0.3
-) -> Split:
+def split(channels: Mapping[str, Sequence[int]], *, mass: float = 0.3) -> Split:
   """Splits channels in two, along a direction that may be learned.
 
   Channel c with incoming weights w becomes w + 2 m d, with 1 - m of the
@@ -420,9 +420,9 @@ class Prune:
       _channels(self, group, chosen)
       if len(chosen) == group.size:
         raise base.refuse(
-            self,
-            f'all {group.size} channels of group {name!r} would go',
-            'leave at least one',
+          self,
+          f'all {group.size} channels of group {name!r} would go',
+          'leave at least one',
         )
       index[name] = np.setdiff1d(np.arange(group.size), chosen)
     return index
@@ -454,7 +454,7 @@ class Prune:
     return theta
 
   def __call__(
-      self, net: network.Network, theta: base.Theta
+    self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     index = self.maps(net.spec)
     variables = {c: dict(held) for c, held in net.variables.items()}
@@ -464,8 +464,9 @@ class Prune:
       constant = means @ columns.take(self.dropped(net.spec, reader), axis=0)
       for node in absorbers(net.spec, reader):
         collection, leaf, sign = (
-            ('params', 'bias', 1) if node == reader
-            else ('batch_stats', 'mean', -1)
+          ('params', 'bias', 1)
+          if node == reader
+          else ('batch_stats', 'mean', -1)
         )
         held = variables[collection][node]
         changed = (held[leaf] + sign * constant).astype(held[leaf].dtype)
@@ -514,7 +515,7 @@ class Spread(NamedTuple):
 
 
 def _positions(
-    spec: specs.Spec, node: str, group: str, chosen: Sequence[int]
+  spec: specs.Spec, node: str, group: str, chosen: Sequence[int]
 ) -> np.ndarray:
   """Where channels lie in a node's axis, in the order given, copy by copy."""
   axis = groups.table(spec).axes[node]
@@ -524,19 +525,19 @@ def _positions(
   rank = np.argsort(np.argsort(chosen))
   copies = len(found) // len(chosen)
   return np.concatenate(
-      [found[rank + copy * len(chosen)] for copy in range(copies)]
+    [found[rank + copy * len(chosen)] for copy in range(copies)]
   )
 
 
 def scatter(
-    net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
+  net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
 ) -> Spread:
   """Lays parameters of splits and prunes out; None counts as zero."""
   spec, params = net.spec, net.variables['params']
   kernels = {
-      n.name: np.asarray(params[n.name]['kernel'])
-      for n in spec.nodes
-      if n.op.kind == 'mixing'
+    n.name: np.asarray(params[n.name]['kernel'])
+    for n in spec.nodes
+    if n.op.kind == 'mixing'
   }
   directions = {writer: np.zeros_like(k) for writer, k in kernels.items()}
   means = {reader: np.zeros(k.shape[-2]) for reader, k in kernels.items()}
@@ -559,25 +560,25 @@ def gather(net: network.Network, move: Any, spread: Spread) -> base.Theta:
   spec = net.spec
   if isinstance(move, Prune):
     return {
-        reader: spread.means[reader][move.dropped(spec, reader)].astype(
-            net.variables['params'][reader]['kernel'].dtype
-        )
-        for reader in move.compensated(spec)
+      reader: spread.means[reader][move.dropped(spec, reader)].astype(
+        net.variables['params'][reader]['kernel'].dtype
+      )
+      for reader in move.compensated(spec)
     }
   table = groups.table(spec)
   return {
-      name: {
-          writer: spread.directions[writer][
-              ..., _positions(spec, writer, name, chosen)
-          ]
-          for writer in table.groups[name].writers
-      }
-      for name, chosen in move.channels
+    name: {
+      writer: spread.directions[writer][
+        ..., _positions(spec, writer, name, chosen)
+      ]
+      for writer in table.groups[name].writers
+    }
+    for name, chosen in move.channels
   }
 
 
 def merge(
-    net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
+  net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
 ) -> tuple[base.Morphism, base.Theta]:
   """One move that makes many splits and prunes of one network together.
 

@@ -7,25 +7,25 @@ network and a seed of any width. Names of nodes are stable under growth.
 from collections.abc import Sequence
 
 from jaxnas.spec import (
-    Activation,
-    Add,
-    BatchNorm,
-    Conv,
-    Dense,
-    DepthwiseConv,
-    Flatten,
-    GlobalPool,
-    Input,
-    Node,
-    Op,
-    Pool,
-    Shape,
-    Spec,
+  Activation,
+  Add,
+  BatchNorm,
+  Conv,
+  Dense,
+  DepthwiseConv,
+  Flatten,
+  GlobalPool,
+  Input,
+  Node,
+  Op,
+  Pool,
+  Shape,
+  Spec,
 )
 
 
 def sequential(
-    shape: Shape, layers: Sequence[tuple[str, Op]], name: str = 'input'
+  shape: Shape, layers: Sequence[tuple[str, Op]], name: str = 'input'
 ) -> Spec:
   """Nodes one behind the other.
 
@@ -46,11 +46,11 @@ def sequential(
 
 
 def mlp(
-    shape: Shape,
-    widths: Sequence[int],
-    classes: int,
-    *,
-    activation: str = 'relu',
+  shape: Shape,
+  widths: Sequence[int],
+  classes: int,
+  *,
+  activation: str = 'relu',
 ) -> Spec:
   """A multi-layer perceptron `dense1, act1, ..., logits`.
 
@@ -75,19 +75,19 @@ def mlp(
 
 def _unit(name: str, op: Op, activation: str) -> list[tuple[str, Op]]:
   return [
-      (name, op),
-      (f'{name}_bn', BatchNorm()),
-      (f'{name}_act', Activation(activation)),
+    (name, op),
+    (f'{name}_bn', BatchNorm()),
+    (f'{name}_act', Activation(activation)),
   ]
 
 
 def chain(
-    shape: Shape,
-    widths: Sequence[int | str],
-    classes: int,
-    *,
-    kernel: int = 3,
-    activation: str = 'relu',
+  shape: Shape,
+  widths: Sequence[int | str],
+  classes: int,
+  *,
+  kernel: int = 3,
+  activation: str = 'relu',
 ) -> Spec:
   """Convolutions with batch norm, `'M'` for 2 x 2 max pooling in between.
 
@@ -116,17 +116,17 @@ def chain(
   return sequential(shape, layers + head)
 
 
-_VGG19 = (
-    (64,) * 2 + ('M',) + (128,) * 2 + ('M',) + (256,) * 4 + ('M',)
-) + ((512,) * 4 + ('M',) + (512,) * 4)
+_VGG19 = ((64,) * 2 + ('M',) + (128,) * 2 + ('M',) + (256,) * 4 + ('M',)) + (
+  (512,) * 4 + ('M',) + (512,) * 4
+)
 
 
 def vgg19(
-    shape: Shape,
-    classes: int,
-    *,
-    width: int | None = None,
-    multiplier: float = 1.0,
+  shape: Shape,
+  classes: int,
+  *,
+  width: int | None = None,
+  multiplier: float = 1.0,
 ) -> Spec:
   """VGG-19 in its CIFAR form: 16 convolutions with batch norm, one dense.
 
@@ -146,18 +146,18 @@ def vgg19(
     20035018
   """
   widths = [
-      w if w == 'M' else width or max(1, round(w * multiplier)) for w in _VGG19
+    w if w == 'M' else width or max(1, round(w * multiplier)) for w in _VGG19
   ]
   return chain(shape, widths, classes)
 
 
 def resnet(
-    classes: int,
-    *,
-    shape: Shape = (32, 32, 3),
-    blocks: int = 3,
-    widths: Sequence[int] = (16, 32, 64),
-    activation: str = 'relu',
+  classes: int,
+  *,
+  shape: Shape = (32, 32, 3),
+  blocks: int = 3,
+  widths: Sequence[int] = (16, 32, 64),
+  activation: str = 'relu',
 ) -> Spec:
   """The CIFAR form of ResNet: stages of two-convolution residual blocks.
 
@@ -194,10 +194,10 @@ def resnet(
       stem, first = f'stage{s}_block{b}', b == 1 and s > 1
       strides = (2, 2) if first else (1, 1)
       inner = unit(
-          f'{stem}_conv1', Conv(width, strides=strides, use_bias=False), x
+        f'{stem}_conv1', Conv(width, strides=strides, use_bias=False), x
       )
       inner = unit(
-          f'{stem}_conv2', Conv(width, use_bias=False), inner, act=False
+        f'{stem}_conv2', Conv(width, use_bias=False), inner, act=False
       )
       if first:
         shortcut = Conv(width, (1, 1), strides, use_bias=False)
@@ -209,19 +209,19 @@ def resnet(
 
 
 _MOBILENET_V1 = (
-    ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))
-    + ((512, 1),) * 5
-    + ((1024, 2), (1024, 1))
+  ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2))
+  + ((512, 1),) * 5
+  + ((1024, 2), (1024, 1))
 )
 
 
 def mobilenet_v1(
-    shape: Shape,
-    classes: int,
-    *,
-    width: int | None = None,
-    multiplier: float = 1.0,
-    activation: str = 'relu',
+  shape: Shape,
+  classes: int,
+  *,
+  width: int | None = None,
+  multiplier: float = 1.0,
+  activation: str = 'relu',
 ) -> Spec:
   """MobileNetV1 in its CIFAR form: a stem and 13 depthwise-separable layers.
 

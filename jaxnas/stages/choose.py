@@ -66,7 +66,7 @@ def parameters(spec: Spec) -> Callable[[Sizes], int]:
       product = fixed
       for axis in axes:
         product *= axis.repeat * sum(
-            sizes.get(g, size) for g, size in zip(axis.groups, axis.sizes)
+          sizes.get(g, size) for g, size in zip(axis.groups, axis.sizes)
         )
       total += product
     return total
@@ -75,12 +75,12 @@ def parameters(spec: Spec) -> Callable[[Sizes], int]:
 
 
 def jointly(
-    *,
-    price: float,
-    z: float = 1.0,
-    limit: int | None = None,
-    tolerance: float = 1e-5,
-    cost: Callable[[Spec], Callable[[Sizes], float]] = parameters,
+  *,
+  price: float,
+  z: float = 1.0,
+  limit: int | None = None,
+  tolerance: float = 1e-5,
+  cost: Callable[[Spec], Callable[[Sizes], float]] = parameters,
 ) -> Rule:
   """Chooses a set of splits and prunes by its joint estimate (Gram term).
 
@@ -106,8 +106,8 @@ def jointly(
   """
   if price < 0 or z < 0 or (limit is not None and limit < 0):
     raise ValueError(
-        f'jointly: price, z and limit must not be negative, got price={price},'
-        f' z={z}, limit={limit}.'
+      f'jointly: price, z and limit must not be negative, got price={price},'
+      f' z={z}, limit={limit}.'
     )
 
   def rule(members: Sequence[Candidate]) -> Choice:
@@ -127,12 +127,14 @@ def jointly(
     while free.any() and (limit is None or len(chosen) < limit):
       now = count(sizes)
       steps = [
-          {name: sizes[name] + by for name, by in change} for change in kinds
+        {name: sizes[name] + by for name, by in change} for change in kinds
       ]
-      dearer = np.array([
+      dearer = np.array(
+        [
           count({**sizes, **step}) - now if min(step.values()) > 0 else np.inf
           for step in steps
-      ])
+        ]
+      )
       gain = np.where(free, alone + cross + price * dearer[kind], np.inf)
       best = int(np.argmin(gain))
       if not gain[best] < -tolerance:
@@ -164,10 +166,12 @@ def independently(*, price: float, count: int) -> Rule:
     cost = parameters(spec)
     now = cost(sizes)
     single = np.array([m.metrics['predicted'] for m in members])
-    priced = single + price * np.array([
+    priced = single + price * np.array(
+      [
         cost({**sizes, **{n: sizes[n] + by for n, by in e.items()}}) - now
         for e in (_effect(m.move) for m in members)
-    ])
+      ]
+    )
     chosen, taken = [], set()
     for i in np.argsort(priced, kind='stable'):
       if len(chosen) < count and not taken & _channels(members[i].move):
@@ -222,11 +226,11 @@ def _merged(rule: Rule, pending: Sequence[Candidate]) -> Candidate:
     return parent
   picked = [pending[i] for i in choice.indices]
   move, theta = width.merge(
-      parent.net, [m.move for m in picked], [m.theta for m in picked]
+    parent.net, [m.move for m in picked], [m.theta for m in picked]
   )
   metrics = {
-      **kept,
-      'predicted': choice.predicted,
-      'chosen': len(choice.indices),
+    **kept,
+    'predicted': choice.predicted,
+    'chosen': len(choice.indices),
   }
   return parent._replace(move=move, theta=theta, metrics=metrics)

@@ -12,7 +12,7 @@ from jaxnas.stages import propose
 
 
 def train(
-    task: Task, tx: optax.GradientTransformation, *, epochs: int, batch: int
+  task: Task, tx: optax.GradientTransformation, *, epochs: int, batch: int
 ) -> Stage:
   """Trains every member for whole epochs.
 
@@ -33,28 +33,28 @@ def train(
 
   def one(key: Key, member: Candidate, generation: int):
     fitted = training.fit(
-        key,
-        member.net,
-        task,
-        tx,
-        epochs=epochs,
-        batch=batch,
-        opt_state=member.opt_state,
+      key,
+      member.net,
+      task,
+      tx,
+      epochs=epochs,
+      batch=batch,
+      opt_state=member.opt_state,
     )
     loss = fitted.losses[-1] if fitted.losses else math.nan
     metrics = {**member.metrics, 'train_loss': loss}
     if fitted.losses and not math.isfinite(sum(fitted.losses)):
       event = Event(generation, 'diverged')
       return fitted, member._replace(
-          opt_state=None,
-          metrics=metrics,
-          lineage=(*member.lineage, event),
+        opt_state=None,
+        metrics=metrics,
+        lineage=(*member.lineage, event),
       )
     return fitted, member._replace(
-        net=fitted.net,
-        opt_state=fitted.opt_state,
-        metrics=metrics,
-        steps=member.steps + fitted.steps,
+      net=fitted.net,
+      opt_state=fitted.opt_state,
+      metrics=metrics,
+      steps=member.steps + fitted.steps,
     )
 
   def update(key: Key, population: Population) -> Population:
@@ -88,10 +88,10 @@ def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:
     if theta is None:
       theta = network.to_host(member.move.init(host, key))
     net, state = morphisms.morph(
-        member.move,
-        host,
-        theta=theta,
-        opt_state=network.to_host(member.opt_state),
+      member.move,
+      host,
+      theta=theta,
+      opt_state=network.to_host(member.opt_state),
     )
     measured = None
     if task is not None:
@@ -99,19 +99,19 @@ def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:
       measured = training.evaluate(net, task, task.valid).loss - before
     accepted = measured is None or measured <= tolerance
     event = Event(
-        generation,
-        'move' if accepted else 'rejected',
-        member.move,
-        member.metrics.get('predicted'),
-        measured,
+      generation,
+      'move' if accepted else 'rejected',
+      member.move,
+      member.metrics.get('predicted'),
+      measured,
     )
     done = member._replace(
-        move=None, theta=(), lineage=(*member.lineage, event)
+      move=None, theta=(), lineage=(*member.lineage, event)
     )
     if not accepted:
       return done
     return done._replace(
-        net=jax.tree.map(np.asarray, net), opt_state=state, born=generation
+      net=jax.tree.map(np.asarray, net), opt_state=state, born=generation
     )
 
   def update(key: Key, population: Population) -> Population:

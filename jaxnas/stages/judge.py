@@ -7,18 +7,18 @@ import numpy as np
 
 from jaxnas import combine, network, training
 from jaxnas.base import (
-    Candidate,
-    Estimator,
-    Key,
-    Population,
-    Scores,
-    Stage,
-    Task,
+  Candidate,
+  Estimator,
+  Key,
+  Population,
+  Scores,
+  Stage,
+  Task,
 )
 
 
 def by_parent(
-    members: Sequence[Candidate],
+  members: Sequence[Candidate],
 ) -> Iterator[tuple[int, list[int]]]:
   """Numbers the parents, each with the positions of its candidates.
 
@@ -50,12 +50,12 @@ def learn(estimator: Estimator, task: Task, *, examples: int) -> Stage:
       data = training.draw(data_key, task, examples)
       net = members[rows[0]].net
       learned = estimator.fit(
-          fit_key,
-          net,
-          [members[i].move for i in rows],
-          [members[i].theta for i in rows],
-          data,
-          estimator.init(net),
+        fit_key,
+        net,
+        [members[i].move for i in rows],
+        [members[i].theta for i in rows],
+        data,
+        estimator.init(net),
       )
       for i, theta in zip(rows, learned.thetas, strict=True):
         members[i] = members[i]._replace(theta=theta)
@@ -89,12 +89,12 @@ def judge(estimator: Estimator, task: Task, *, examples: int) -> Stage:
       data = training.draw(data_key, task, examples)
       net = members[rows[0]].net
       scores = estimator.score(
-          score_key,
-          net,
-          [members[i].move for i in rows],
-          [members[i].theta for i in rows],
-          data,
-          estimator.init(net),
+        score_key,
+        net,
+        [members[i].move for i in rows],
+        [members[i].theta for i in rows],
+        data,
+        estimator.init(net),
       )
       for column, i in enumerate(rows):
         members[i] = _scored(members[i], scores, column)
@@ -108,11 +108,11 @@ def _scored(member: Candidate, scores: Scores, column: int) -> Candidate:
   coefficients = scores.coefficients[:, column]
   linear = float(scores.linear[column])
   metrics = {
-      **member.metrics,
-      'linear': linear,
-      'error': float(scores.error[column]),
-      'coefficients': coefficients,
-      'predicted': linear + float(np.square(coefficients).mean()) / 2,
+    **member.metrics,
+    'linear': linear,
+    'error': float(scores.error[column]),
+    'coefficients': coefficients,
+    'predicted': linear + float(np.square(coefficients).mean()) / 2,
   }
   return member._replace(metrics=metrics)
 
@@ -133,8 +133,8 @@ def measure(task: Task, split: str = 'valid') -> Stage:
   """
   if split not in ('train', 'valid'):
     raise ValueError(
-        "measure: split must be 'train' or 'valid' (the test split decides "
-        f'nothing), got {split!r}.'
+      "measure: split must be 'train' or 'valid' (the test split decides "
+      f'nothing), got {split!r}.'
     )
 
   def update(key: Key, population: Population) -> Population:
@@ -143,11 +143,11 @@ def measure(task: Task, split: str = 'valid') -> Stage:
     for member in population.members:
       found = training.evaluate(member.net, task, getattr(task, split))
       metrics = {
-          **member.metrics,
-          f'{split}_loss': found.loss,
-          f'{split}_metric': found.metric,
-          'params': network.param_count(member.net),
-          'flops': network.flops(member.net),
+        **member.metrics,
+        f'{split}_loss': found.loss,
+        f'{split}_metric': found.metric,
+        'params': network.param_count(member.net),
+        'flops': network.flops(member.net),
       }
       members.append(member._replace(metrics=metrics))
     spent = population.spent.add(evaluations=len(members))

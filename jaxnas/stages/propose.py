@@ -67,7 +67,6 @@ def refuse_pending(stage: str, population: Population) -> None:
   for i, member in enumerate(population.members):
     if member.move is not None:
       raise ValueError(
-          f'{stage}: member {i} has a pending move, {member.move}; add '
-          f'realise() before {stage}().'
+        f'{stage}: member {i} has a pending move, {member.move}; add '
+        f'realise() before {stage}().'
       )
-

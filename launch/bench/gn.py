@@ -51,9 +51,7 @@ def main(argv: list[str]) -> None:
   spec = seeds.chain(task.shape, (16, 16, 'M', 32, 32, 64, 64), task.outputs)
   net = network.init(spec, key)
   tx = optax.adamw(3e-3)
-  fitted = training.fit(
-    key, net, task, tx, epochs=_EPOCHS.value, batch=64
-  )
+  fitted = training.fit(key, net, task, tx, epochs=_EPOCHS.value, batch=64)
   net = fitted.net
   data = training.draw(key, task, _EXAMPLES.value)
   split = list(stages.splits()(net))

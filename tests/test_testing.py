@@ -1,0 +1,251 @@
+"""The laws of stages, rules and estimators catch what breaks them."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnas import base, morphisms, network, testing
+from jaxnas.spaces import seeds
+
+KEY = jax.random.key(0)
+
+
+def population(members=3):
+  net = network.to_host(network.init(seeds.mlp((2,), (3,), 2), KEY))
+  candidates = (
+    base.Candidate(net, metrics={'loss': float(i)}) for i in range(members)
+  )
+  return base.Population(tuple(candidates), spent=base.Cost(examples=10))
+
+
+def stage(update, init=lambda population: ()):
+  return base.Stage(init, update, 'mine')
+
+
+def shuffled(key, population, state):
+  """A right stage: a new order, and its price."""
+  order = base.rng(key).permutation(len(population.members))
+  members = tuple(population.members[i] for i in order)
+  spent = population.spent.add(evaluations=len(members), seconds=0.1)
+  return population._replace(members=members, spent=spent), state
+
+
+def test_a_stage_that_keeps_the_laws_passes():
+  out = testing.check_stage(stage(shuffled), population(), KEY)
+  assert out.spent.evaluations == 3
+
+
+_calls = itertools.count()
+
+
+def counts_calls(key, population, state):
+  return population._replace(generation=next(_calls)), state
+
+
+def scales_in_place(key, population, state):
+  for member in population.members:
+    member.net.variables['params']['dense1']['kernel'] *= 2
+  return population, state
+
+
+def donates(key, population, state):
+  def twice(leaf):
+    doubled = leaf + leaf
+    leaf.delete()
+    return doubled
+
+  return jax.tree.map(
+    lambda x: twice(x) if isinstance(x, jax.Array) else x, population
+  ), state
+
+
+def refunds(key, population, state):
+  return population._replace(spent=base.Cost()), state
+
+
+def creates(key, population, state):
+  net = network.init(seeds.mlp((2,), (3,), 2), KEY)
+  return population._replace(members=(base.Candidate(net),)), state
+
+
+def remembers(key, population, state):
+  state.append(1)
+  return population, state
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'said'),
+  [
+    (stage(counts_calls), 'same in, same out: in the population: generation'),
+    (
+      stage(scales_in_place),
+      'arguments stay as they are: its population: members/0/net/variables/',
+    ),
+    (
+      stage(refunds),
+      'spent never decreases: examples fell from 10 to 0',
+    ),
+    (stage(creates), 'empty in, empty out: got 1 members'),
+    (
+      stage(remembers, lambda population: []),
+      'arguments stay as they are: its state: the structure is',
+    ),
+  ],
+)
+def test_a_stage_that_breaks_a_law_is_told_which(wrong, said):
+  with pytest.raises(AssertionError, match=f"stage 'mine': {said}"):
+    testing.check_stage(wrong, population(), KEY)
+
+
+def test_a_stage_must_not_donate_what_it_is_given():
+  on_device = jax.tree.map(
+    lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, population()
+  )
+  with pytest.raises(AssertionError, match='arrays were donated'):
+    testing.check_stage(stage(donates), on_device, KEY)
+
+
+def top(count):
+  return lambda key, scores: np.argsort(-scores, kind='stable')[:count]
+
+
+def drawn(key, scores):
+  """By inverse distribution: one score shifts all boundaries."""
+  rng = base.rng(key)
+  chances = np.where(np.isnan(scores), 0, np.exp(np.nan_to_num(scores)))
+  if not chances.any():
+    return np.array([0])
+  return rng.choice(len(scores), size=1, p=chances / chances.sum())
+
+
+def tournament(key, scores):
+  rng = base.rng(key)
+  entrants = rng.choice(len(scores), size=3, replace=False)
+  ranked = np.where(np.isnan(scores), -np.inf, scores)
+  if np.isinf(ranked[entrants]).all():
+    return np.argsort(-ranked)[:1]
+  return entrants[[np.argmax(ranked[entrants])]]
+
+
+@pytest.mark.parametrize('rule', [top(3), drawn, tournament])
+def test_rules_that_keep_the_laws_pass(rule):
+  testing.check_rule(rule, KEY)
+
+
+def sorts_in_place(key, scores):
+  scores.sort()
+  return np.arange(2)
+
+
+_draws = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'said'),
+  [
+    (lambda key, scores: np.argsort(scores)[:2], 'a better score never hurts'),
+    (lambda key, scores: np.argsort(scores)[::-1][:2], 'NaN never wins'),
+    (lambda key, scores: [len(scores)], r'are not all in \[0, 8\)'),
+    (lambda key, scores: [-1], r'are not all in \[0, 8\)'),
+    (lambda key, scores: scores[:2], 'a vector of integers'),
+    (lambda key, scores: 3, 'a vector of integers'),
+    (lambda key, scores: _draws.integers(8, size=2), 'same in, same out'),
+    (sorts_in_place, 'it changed the scores'),
+  ],
+)
+def test_a_rule_that_breaks_a_law_is_told_which(rule, said):
+  with pytest.raises(AssertionError, match=said):
+    testing.check_rule(rule, KEY)
+
+
+MOVES = (
+  morphisms.widen({'dense1': 4}),
+  morphisms.widen({'dense1': 6}),
+  morphisms.prune({'dense1': [0]}),
+)
+
+
+def scores_of(moves, linear):
+  costs = np.asarray([linear(i, move) for i, move in enumerate(moves)], float)
+  return base.Scores(costs, np.ones((4, len(moves))), np.abs(costs), 2)
+
+
+def width_of(i, move):
+  del i
+  return dict(move.widths)['dense1'] if hasattr(move, 'widths') else -1.0
+
+
+def estimator(score):
+  return base.Estimator(lambda net: (), score, None)
+
+
+def test_an_estimator_that_keeps_the_laws_passes():
+  mine = estimator(lambda key, net, moves, *rest: scores_of(moves, width_of))
+  net = population(1).members[0].net
+  scores = testing.check_estimator(mine, KEY, net, MOVES, None)
+  np.testing.assert_array_equal(scores.linear, [4, 6, -1])
+
+
+def draws_anew(key, net, moves, *rest):
+  return scores_of(moves, lambda i, move: _draws.normal())
+
+
+def writes_on_the_network(key, net, moves, *rest):
+  net.variables['params']['dense1']['bias'] += 1
+  return scores_of(moves, width_of)
+
+
+@pytest.mark.parametrize(
+  ('score', 'said'),
+  [
+    (draws_anew, 'same in, same out: in linear'),
+    (
+      lambda key, net, moves, *rest: scores_of(moves, lambda i, move: i),
+      'the order of the moves does not matter: in linear by 2',
+    ),
+    (
+      lambda key, net, moves, *rest: scores_of(moves, lambda i, m: np.nan),
+      'scores are finite: linear',
+    ),
+    (
+      lambda key, net, moves, *rest: scores_of(moves[1:], width_of),
+      r'shapes: linear is \(2,\), expected \(3,\)',
+    ),
+    (
+      lambda key, net, moves, *rest: scores_of(moves, width_of)._replace(
+        examples=3
+      ),
+      '4 rows of coefficients are no multiple of 3 examples',
+    ),
+    (writes_on_the_network, 'arguments stay as they are: the network'),
+  ],
+)
+def test_an_estimator_that_breaks_a_law_is_told_which(score, said):
+  net = population(1).members[0].net
+  with pytest.raises(AssertionError, match=said):
+    testing.check_estimator(estimator(score), KEY, net, MOVES, None)
+
+
+def test_randomized_networks_have_no_equal_channels_and_no_defaults():
+  spec = seeds.chain((4, 4, 1), (5, 4), 3)
+  net = testing.randomized(network.init(spec, KEY))
+  stats, params = net.variables['batch_stats'], net.variables['params']
+  for held in stats.values():
+    assert (held['mean'] != 0).all()
+    assert ((held['var'] > 0.5) & (held['var'] < 2)).all()
+  for leaf in jax.tree.leaves(params):
+    assert len(np.unique(leaf)) == leaf.size
+  again = testing.randomized(network.init(spec, KEY))
+  jax.tree.map(np.testing.assert_array_equal, net, again)
+
+
+def test_randomized_padded_networks_keep_inactive_channels_zero():
+  spec = seeds.mlp((2,), (3,), 2)
+  padded = morphisms.pad({'dense1': 5})(network.init(spec, KEY), ())
+  net = testing.randomized(padded)
+  assert net.variables['arch']['active'] == {'dense1': 3}
+  assert (net.variables['params']['dense1']['kernel'][:, 3:] == 0).all()
+  assert (net.variables['params']['logits']['kernel'][3:] == 0).all()
