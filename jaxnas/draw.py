@@ -512,7 +512,7 @@ def widths(
   Returns:
     The Matplotlib figure: a row for each group from input to output, a column
     for each generation, darker for more channels. A width is written where it
-    is new.
+    is new and there is room, the last ones on the right.
 
   Raises:
     ValueError: if no row has widths.
@@ -522,7 +522,7 @@ def widths(
     >>> row = {'search': 'growth', 'generation': 1, 'widths': {'conv1': 6}}
     >>> figure = widths([row], start={'conv1': 4})
     >>> [text.get_text() for text in figure.axes[0].texts]
-    ['4', '6']
+    ['4', '6', '6']
   """
   found = next(iter(_searches(rows).values()))
   columns = {
@@ -555,19 +555,23 @@ def widths(
     edgecolors='white',
     linewidth=0.5 if cell > 0.1 else 0,
   )
-  for (i, j), size in np.ndenumerate(table):
-    same = j > 0 and table[i, j - 1] == size
-    fits = _extent(f'{size:.0f}', 7.5) < cell
-    if not math.isnan(size) and not same and (fits or j == 0):
-      ax.text(
-        j + generations[0],
-        i,
-        f'{size:.0f}',
-        ha='center',
-        va='center',
-        fontsize=7.5,
-        color='white' if size > 0.55 * np.nanmax(table) else _INK,
-      )
+  for i, row in enumerate(table):
+    for j, size, length in _runs(row):
+      text = f'{size:.0f}'
+      extent = _extent(text, 7.5) + 0.06
+      if extent < length * cell:
+        ax.text(
+          j + generations[0] - 0.5 + max(cell, extent) / cell / 2,
+          i,
+          text,
+          ha='center',
+          va='center',
+          fontsize=7.5,
+          color='white' if size > 0.6 * np.nanmax(table) else _INK,
+        )
+    if not math.isnan(row[-1]):
+      last = generations[-1] + 0.5 + 0.08 / cell
+      ax.text(last, i, f'{row[-1]:.0f}', va='center', fontsize=8, color=_INK)
   ax.set_yticks(range(len(names)), names)
   ax.invert_yaxis()
   ax.set_xlabel('generation', fontsize=9)
@@ -575,6 +579,17 @@ def widths(
   ax.spines[:].set_visible(False)
   _whole_numbers(ax.xaxis)
   return figure
+
+
+def _runs(row: np.ndarray) -> list[tuple[int, float, int]]:
+  """Stretches of one value, as (start, value, length); NaN is left out."""
+  runs, start = [], 0
+  for value, group in itertools.groupby(row):
+    length = len(list(group))
+    if not math.isnan(value):
+      runs.append((start, value, length))
+    start += length
+  return runs
 
 
 def _blues():
@@ -650,6 +665,7 @@ def calibration(events: Iterable[Event]) -> Any:
   ax.set_aspect('equal')
   ax.set_xlabel('predicted loss change, nats')
   ax.set_ylabel('measured loss change, nats')
+  ax.locator_params(nbins=6)
   _plain(ax)
   ax.legend(fontsize=8, frameon=False)
   return figure

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from jaxnas import (
 )
 from jaxnas.base import Candidate, Population, Stage, Task
 from jaxnas.spaces import seeds
-from jaxnas.spec import Spec
+from jaxnas.spec import Spec, to_json
 
 Settings = Mapping[str, Any]
 
@@ -119,13 +118,12 @@ def make_seed(settings: Settings, task: Task) -> Spec:
   """
   net = settings['net']
   width = net['width']
-  check(settings, {'net.width': (1, None)})
+  _check_net(settings)
   shape, classes = task.shape, task.outputs
   if net['name'] == 'chain':
-    widths = [w if w == 'M' else int(w) for w in str(net['widths']).split('-')]
-    return seeds.chain(shape, widths, classes)
+    return seeds.chain(shape, _widths(net), classes)
   if net['name'] == 'mlp':
-    widths = [int(w) for w in str(net['widths']).split('-') if w != 'M']
+    widths = [width for width in _widths(net) if width != 'M']
     return seeds.mlp(shape, widths, classes)
   if net['name'] == 'resnet':
     return seeds.resnet(
@@ -133,11 +131,30 @@ def make_seed(settings: Settings, task: Task) -> Spec:
     )
   if net['name'] == 'vgg19':
     return seeds.vgg19(shape, classes, width=width)
-  if net['name'] == 'mobilenet_v1':
-    return seeds.mobilenet_v1(shape, classes, width=width)
-  raise ValueError(
-    f'--config.net.name must be one of {", ".join(SEEDS)}, got {net["name"]!r}.'
-  )
+  return seeds.mobilenet_v1(shape, classes, width=width)
+
+
+def _check_net(settings: Settings) -> None:
+  """What can be refused before the data are read."""
+  net = settings['net']
+  if net['name'] not in SEEDS:
+    raise ValueError(
+      f'--config.net.name must be one of {", ".join(SEEDS)}, '
+      f'got {net["name"]!r}.'
+    )
+  check(settings, {'net.width': (1, None), 'net.blocks': (1, None)})
+  _widths(net)
+
+
+def _widths(net: Settings) -> list[int | str]:
+  parts = str(net['widths']).split('-')
+  numbers = [part for part in parts if part != 'M']
+  if not numbers or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+    raise ValueError(
+      '--config.net.widths must be whole numbers of at least 1, and M for '
+      f"pooling, joined by '-', such as 4-M-8; got {net['widths']!r}."
+    )
+  return [part if part == 'M' else int(part) for part in parts]
 
 
 def make_optimizer(
@@ -208,12 +225,13 @@ def growth(
   console = console or rich.console.Console()
   settings = resolve(config)
   check(settings, _GROWTH_RULES)
-  if settings['net']['name'] not in SEEDS:
-    make_seed(settings, None)
+  _check_net(settings)
+  make_optimizer(settings, 1)  # Refuses a name that it does not know.
   task = make_task(settings)
   spec = make_seed(settings, task)
   key = jax.random.key(settings['seed'])
   path = workdir.claim(folder, settings)
+  workdir.write_atomically(path / 'seed.json', to_json(spec, indent=1))
   epochs, batch = settings['epochs'], settings['batch']
   batch = min(batch, len(task.train.targets))
   per_epoch = len(task.train.targets) // batch
@@ -286,6 +304,7 @@ def growth(
   workdir.write_atomically(
     path / 'summary.json', json.dumps(summary, indent=2) + '\n'
   )
+  report.html(path)
   console.print(
     report.results(
       {

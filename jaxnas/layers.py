@@ -118,19 +118,13 @@ def conv2d(
 
 def pool2d(x, op: specs.Pool) -> jax.Array:
   """Pooling of (batch, height, width, C); see `jaxnas.spec.Pool`."""
-  batch, rows, columns, channels = x.shape
-  tiles = op.window == op.strides
-  if tiles and rows % op.window[0] == 0 and columns % op.window[1] == 0:
-    blocks = x.reshape(
-      (batch, rows // op.window[0], op.window[0])
-      + (columns // op.window[1], op.window[1], channels)
-    )
-    return (blocks.max if op.reduce == 'max' else blocks.mean)(axis=(2, 4))
   if op.reduce == 'max':
     shifts = _shifts(x, op.window, op.strides, op.padding, fill=-jnp.inf)
-    return functools.reduce(jnp.maximum, shifts)
+    # Not `maximum`: its gradient compares the result with the operands, which
+    # XLA may compute twice and round differently: 0 / 0, or no gradient.
+    return functools.reduce(lambda a, b: jnp.where(b > a, b, a), shifts)
   total = sum(_shifts(x, op.window, op.strides, op.padding))
-  inside = jnp.ones((1, rows, columns, 1), x.dtype)
+  inside = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
   return total / sum(_shifts(inside, op.window, op.strides, op.padding))
 
 

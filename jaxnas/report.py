@@ -19,11 +19,17 @@ from jaxnas import spec as specs
 from jaxnas.base import Event, Population
 
 
+# Lines for the generations of a search in which nothing but training happens.
+LINES = 10
+
+
 @contextlib.contextmanager
 def progress(
   console: rich.console.Console,
 ) -> Iterator[Callable[[workdir.Search, Population], None]]:
-  """A line for every generation, and on a terminal a bar with the time left.
+  """A line for every generation with a move, and about ten for the others.
+
+  On a terminal also a bar with the time left.
 
   Yields a function for `jaxnas.workdir.conduct`'s `report`.
 
@@ -44,6 +50,7 @@ def progress(
 
   def show(search: workdir.Search, population: Population) -> None:
     done, total = population.generation, search.generations
+    stride = max(1, total // LINES)
     if search.name not in tasks:
       task = bar.add_task(search.name, total=total, completed=done)
       tasks[search.name] = (task, done, time.monotonic())
@@ -55,6 +62,8 @@ def progress(
     task, first, started = tasks[search.name]
     bar.update(task, completed=done)
     each = (time.monotonic() - started) / max(done - first, 1)
+    if not (_events(population) or done == total or done % stride == 0):
+      return
     console.print(
       generation_line(search, population, each * (total - done)),
       highlight=False,
@@ -85,9 +94,14 @@ def generation_line(
     f'compiled {population.spent.compilations:>3}',
     f'{population.spent.seconds:5.0f} s, {left:.0f} s left',
   ]
-  last = [e for e in best.lineage if e.generation == population.generation - 1]
-  parts += [describe(event) for event in last]
+  parts += [describe(event) for event in _events(population)]
   return '  '.join(parts)
+
+
+def _events(population: Population) -> list[Event]:
+  """What happened to the best member in the last generation."""
+  lineage = workdir.leader(population).lineage
+  return [e for e in lineage if e.generation == population.generation - 1]
 
 
 def describe(event: Event) -> str:
@@ -271,13 +285,15 @@ def _stored(path: pathlib.Path) -> dict[str, Any] | None:
 def _stored_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of a `metrics.jsonl` that is perhaps being written."""
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in (
+    path.read_text(errors='replace').splitlines() if path.exists() else ()
+  ):
     try:
       row = json.loads(line)
     except ValueError:
       continue  # The last line of a killed run may be half written.
-    if isinstance(row, dict) and 'search' in row:
-      rows.append(row)
+    if isinstance(row, dict) and isinstance(row.get('generation'), int):
+      rows.append({'search': 'search', **row})
   return rows
 
 
@@ -319,8 +335,10 @@ _TITLES = {
 
 def _results(summary: Mapping[str, Any]) -> str:
   """The rows of `summary.json`: what the run found, and its baselines."""
-  baselines = summary.get('baselines', {})
-  rows = {'grown': summary, **baselines}
+  baselines = summary.get('baselines')
+  rows = {'grown': summary}
+  if isinstance(baselines, Mapping):
+    rows |= baselines
   names = [
     name
     for name, value in summary.items()
@@ -332,6 +350,7 @@ def _results(summary: Mapping[str, Any]) -> str:
     (
       (_spaced(title), *(_number(name, row.get(name)) for name in names))
       for title, row in rows.items()
+      if isinstance(row, Mapping)
     ),
   )
 
@@ -367,7 +386,7 @@ def _moves(events: Sequence[Event]) -> str:
       (
         (
           event.generation + 1,
-          describe(event._replace(predicted=None, measured=None)),
+          _move_words(event),
           nats(event.predicted),
           nats(event.measured),
         )
@@ -381,15 +400,21 @@ def _moves(events: Sequence[Event]) -> str:
 def _event(row: Mapping[str, Any]) -> Event:
   """The event that a row of metrics records."""
   move = row.get('move')
-  with contextlib.suppress(ValueError, ImportError, AttributeError):
+  with contextlib.suppress(ValueError, TypeError, ImportError):
     move = specs.decode(move)
   return Event(
-    row.get('generation', 0) - 1,
+    row['generation'] - 1,
     row['event'],
     move,
     row.get('predicted'),
     row.get('measured'),
   )
+
+
+def _move_words(event: Event) -> str:
+  if isinstance(event.move, dict):  # Written by code that is not here now.
+    return f'{event.kind}: {event.move.get("type")}'
+  return describe(event._replace(predicted=None, measured=None))
 
 
 def _cost(searches: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

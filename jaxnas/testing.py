@@ -58,12 +58,10 @@ def randomized(
 
   def noisy(path: Any, leaf: np.ndarray) -> np.ndarray:
     collection, name = path[0].key, path[-1].key
-    if not np.issubdtype(leaf.dtype, np.floating):
+    if collection not in ('params', 'batch_stats') or not _floating(leaf):
       return leaf
     if collection == 'batch_stats' and name == 'var':
       return rng.uniform(0.5, 2, leaf.shape).astype(leaf.dtype)
-    if collection not in ('params', 'batch_stats'):
-      return leaf
     fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 4
     noise = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
     return np.asarray(leaf + noise, leaf.dtype)
@@ -264,6 +262,16 @@ def _differences(got: dict[str, Any], expected: dict[str, Any]) -> str:
   return '; '.join(found[:4]) + more
 
 
+def _unlike(got: Any, expected: Any) -> str:
+  """Where two trees differ in structure, shapes or dtypes."""
+  if differ := _differences(_layout(got), _layout(expected)):
+    return differ
+  structures = jax.tree.structure(got), jax.tree.structure(expected)
+  if structures[0] != structures[1]:
+    return f'the structure is {structures[0]}, expected {structures[1]}'
+  return ''
+
+
 def _far(got: Any, expected: Any, rtol: float) -> str:
   """Where the leaves of two trees of one layout differ; `''` if nowhere."""
   found, others = [], _leaves(expected)
@@ -290,7 +298,7 @@ def _check_value(move: Any) -> Any:
     _fail(move, law, f'it cannot be hashed ({error}); use tuples for lists.')
   try:
     copy = specs.from_json(specs.to_json(move))
-  except (TypeError, ValueError) as error:
+  except (ImportError, TypeError, ValueError) as error:
     _fail(
       move,
       law,
@@ -314,7 +322,7 @@ def _check_init(
   theta = _host(move.init(net, key))
   again = _host(move.init(shaken, key))
   law = '`init` reads shapes and the key only'
-  if differ := _differences(_layout(again), _layout(theta)):
+  if differ := _unlike(again, theta):
     _fail(move, law, f'on another network of this spec, theta: {differ}.')
   if differ := _far(again, theta, 0.0):
     _fail(move, law, f'theta differs on a network of other values: {differ}.')
@@ -343,9 +351,7 @@ def _check_shapes(
   law = 'jax.eval_shape tells the result'
   if planned.spec != moved.spec:
     _fail(move, law, 'its spec differs from that of the result.')
-  if differ := _differences(
-    _layout(moved.variables), _layout(planned.variables)
-  ):
+  if differ := _unlike(moved.variables, planned.variables):
     _fail(move, law, f'in the result, {differ}.')
 
   def cast(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -353,7 +359,7 @@ def _check_shapes(
     return jax.ShapeDtypeStruct(leaf.shape, kind)
 
   fresh = jax.tree.map(cast, network.shapes(moved.spec).variables)
-  if differ := _differences(_layout(moved.variables), _layout(fresh)):
+  if differ := _unlike(moved.variables, fresh):
     _fail(
       move,
       'the result is a network of its spec',
@@ -367,7 +373,7 @@ def _check_untouched(move: Any, net: network.Network, theta: Any) -> None:
   given, kept = _host(net), _host(net)
   move(given, theta)
   law = 'a move leaves its input as it is'
-  if differ := _differences(_layout(given), _layout(kept)):
+  if differ := _unlike(given, kept):
     _fail(move, law, f'afterwards, of the input, {differ}.')
   if differ := _far(given, kept, 0.0):
     _fail(move, law, f'it changed values of the input: {differ}; copy first.')
@@ -489,7 +495,7 @@ def _check_jit(
       f'{move}: under jax.jit it fails, though not eagerly: {error!r}.'
     ) from error
   eager = move(net, theta)
-  if differ := _differences(_layout(moved), _layout(eager)):
+  if differ := _unlike(moved, eager):
     _fail(move, 'jit equals eager', f'under jit, {differ}.')
   tolerance = 100 * jnp.finfo(dtype).eps
   if differ := _far(moved, eager, float(tolerance)):
@@ -526,7 +532,7 @@ def _check_state(
   state = _host(
     morphisms.carry_state(move, net.spec, jax.tree.map(filled, before))
   )
-  if differ := _differences(_layout(state), _layout(expected)):
+  if differ := _unlike(state, expected):
     _fail(
       move,
       law,
@@ -924,10 +930,11 @@ def check_estimator(
 
   Scores are finite, of the shapes that `jaxnas.base.Scores` promises, a
   function of the arguments, and do not depend on the order of the moves;
-  the network stays as it is.
+  what `fit` learns is finite, of the shapes of the given parameters, a function
+  of the arguments, and not for nothing; the network stays as it is.
 
   Args:
-    estimator: the estimator.
+    estimator: the estimator; its `fit` may be None, and is then not held.
     key: what it draws from.
     net: the network.
     moves: C legal moves, at least two for the order to matter.
@@ -996,4 +1003,40 @@ def check_estimator(
   turned = {field: getattr(back, field) for field in expected}
   if differ := _far(turned, flipped, rtol):
     _fail(name, 'the order of the moves does not matter', f'in {differ}.')
+  if estimator.fit is not None:
+    _check_fit(estimator, key, net, moves, thetas, data)
   return scores
+
+
+def _check_fit(
+  estimator: base.Estimator,
+  key: jax.Array,
+  net: network.Network,
+  moves: Sequence[morphisms.Morphism],
+  thetas: Sequence[Any],
+  data: Any,
+) -> None:
+  """The laws of what an estimator learns."""
+  kept = _snapshot((net, thetas))
+
+  def fit() -> base.Learned:
+    state = estimator.init(net)
+    return estimator.fit(key, net, moves, thetas, data, state)
+
+  learned = fit()
+  for move, old, new in zip(moves, thetas, learned.thetas, strict=True):
+    name = f'estimator: fit: {move}'
+    got, given = (
+      {path: np.shape(leaf) for path, leaf in _leaves(theta).items()}
+      for theta in (new, old)
+    )
+    if differ := _differences(got, given):
+      _fail(name, 'learned parameters are of the given shapes', f'{differ}.')
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new)):
+      _fail(name, 'learned parameters are finite', f'{new}.')
+  if differ := _unequal(fit(), learned):
+    _fail('estimator: fit', 'same in, same out', f'in {differ}.')
+  if differ := _unequal((net, thetas), kept):
+    _fail('estimator: fit', 'arguments stay as they are', f'{differ}.')
+  if jax.tree.leaves(thetas) and learned.examples < 1:
+    _fail('estimator: fit', 'learning costs', 'it reports no examples.')

@@ -2,11 +2,13 @@
 
 ```
 config.json      the run's settings; another run with others is refused
+seed.json        the spec of the network that growth starts from
 metrics.jsonl    one line for every generation of every search
 tensorboard/     the same as TensorBoard events, a folder for each search
 checkpoints/     one folder for each search (jaxnas.checkpoint)
 best/            spec.json and weights.msgpack of the network found
 summary.json     the table of results
+report.html      all of it for reading (jaxnas.report.html), made at the end
 ```
 
 Nothing depends on when a run was killed: a search goes on from its last
@@ -108,7 +110,7 @@ def conduct(
   search: Search,
   *,
   settings: Mapping[str, Any],
-  report: Callable[[Search, Population], None] = lambda search, population: None,
+  report: Callable[[Search, Population], None] | None = None,
   keep: int = 3,
 ) -> Population:
   """Runs a search to its end, from wherever its folder says it is.
@@ -122,7 +124,7 @@ def conduct(
     search: the search.
     settings: stored with each checkpoint and compared on resume.
     report: called with the search and the population before the first and
-      after each generation.
+      after each generation; None for silence.
     keep: checkpoints to keep.
 
   Returns:
@@ -141,6 +143,10 @@ def conduct(
   if found is not None:
     population, state = found[1]
   _forget(path / 'metrics.jsonl', search.name, population.generation)
+  if population.generation >= search.generations:  # No empty file of events.
+    if report is not None:
+      report(search, population)
+    return population
   events = SummaryWriter(
     str(path / 'tensorboard' / search.name),
     purge_step=population.generation + 1,
@@ -152,7 +158,7 @@ def conduct(
     with open(path / 'metrics.jsonl', 'a') as file:
       file.write(line + '\n')
     for name, value in row.items():
-      if isinstance(value, int | float):
+      if isinstance(value, int | float) and math.isfinite(value):
         events.add_scalar(name, value, population.generation)
     events.flush()
     checkpoint.save(
@@ -162,9 +168,11 @@ def conduct(
       settings=settings,
       keep=keep,
     )
-    report(search, population)
+    if report is not None:
+      report(search, population)
 
-  report(search, population)
+  if report is not None:
+    report(search, population)
   try:
     population, _ = run(
       search.key,
@@ -232,6 +240,8 @@ def summary_row(population: Population) -> dict[str, Any]:
   last = [e for e in best.lineage if e.generation == population.generation - 1]
   for event in last:
     row['event'] = event.kind
+    if event.kind == 'diverged':
+      row['diverged'] = True  # A move may follow in the same generation.
     if event.move is not None:
       row['move'] = specs.encode(event.move)
     row['predicted'] = event.predicted
@@ -284,20 +294,20 @@ def load_network(folder: Folder) -> network.Network:
     True
   """
   path = pathlib.Path(folder)
-  try:
-    spec = specs.from_json((path / 'spec.json').read_text())
-    weights = flax.serialization.msgpack_restore(
-      (path / 'weights.msgpack').read_bytes()
-    )
-  except Exception as error:
-    raise ValueError(f'{path} holds no readable network: {error}') from error
-  expected = network.shapes(spec).variables
 
   def flat(tree):
     leaves = jax.tree_util.tree_flatten_with_path(dict(tree))[0]
-    return {jax.tree_util.keystr(k): v.shape for k, v in leaves}
+    return {jax.tree_util.keystr(k): np.shape(v) for k, v in leaves}
 
-  want, got = flat(expected), flat(weights)
+  try:
+    spec = specs.from_json((path / 'spec.json').read_text())
+    want = flat(network.shapes(spec).variables)
+    weights = flax.serialization.msgpack_restore(
+      (path / 'weights.msgpack').read_bytes()
+    )
+    got = flat(weights)
+  except Exception as error:  # Damaged files raise many kinds.
+    raise ValueError(f'{path} holds no readable network: {error}') from error
   differ = [name for name in {**want, **got} if want.get(name) != got.get(name)]
   if differ:
     name = sorted(differ)[0]

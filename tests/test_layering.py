@@ -60,6 +60,7 @@ REFUSED = {
 # Slow to import, or not always installed: only for those who use them.
 NOT_ON_IMPORT = (
   'grain',
+  'matplotlib',
   'sklearn',
   'tensorflow',
   'tensorflow_datasets',

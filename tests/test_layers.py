@@ -67,7 +67,7 @@ def test_patches_equal_native(image, window, strides, padding, depthwise, x64):
 @pytest.mark.parametrize(
   ('image', 'window', 'strides'),
   [
-    ((6, 4), (2, 2), (2, 2)),  # Tiles, which have a form of their own.
+    ((6, 4), (2, 2), (2, 2)),
     ((7, 6), (2, 2), (2, 2)),
     ((6, 6), (3, 3), (3, 3)),
     ((6, 7), (3, 2), (1, 2)),
@@ -79,15 +79,22 @@ def test_pools_equal_those_of_flax(
   image, window, strides, padding, reduce, x64
 ):
   x = random(2, *image, 3) - 5  # Padding with zero would win the maximum.
+  x[x < -5.5] = -5.5  # As a ReLU does, for ties.
   op = specs.Pool(reduce, window, strides, padding)
   pool = {
     'max': nn.max_pool,
     'mean': functools.partial(nn.avg_pool, count_include_pad=False),
   }[reduce]
-  expected = pool(x, window, strides, padding)
-  got = layers.pool2d(jnp.asarray(x), op)
-  np.testing.assert_allclose(got, expected, rtol=1e-12)
-  assert got.shape[1:] == op.shape(x.shape[1:])
+
+  def value_and_gradient(pool):
+    y, pull = jax.vjp(pool, jnp.asarray(x))
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+  expected = value_and_gradient(lambda x: pool(x, window, strides, padding))
+  got = value_and_gradient(functools.partial(layers.pool2d, op=op))
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+  assert got[0].shape[1:] == op.shape(x.shape[1:])
 
 
 def test_conv_form_is_one_of_two(monkeypatch):

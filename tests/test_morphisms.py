@@ -51,6 +51,7 @@ def test_laws_hold(kind, x64):
 @pytest.mark.parametrize('kind', strategies.MOVES)
 def test_laws_hold_on_many_larger_specs(kind, x64):
   check_on_generated(kind, examples=200, blocks=3)
+  jax.clear_caches()  # Some 800 programs.
 
 
 RESNET = seeds.resnet(3, shape=(6, 6, 2), blocks=1, widths=(3, 4))

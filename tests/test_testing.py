@@ -14,7 +14,8 @@ KEY = jax.random.key(0)
 
 
 def population(members=3):
-  net = network.to_host(network.init(seeds.mlp((2,), (3,), 2), KEY))
+  net = network.init(seeds.mlp((2,), (3,), 2), KEY)
+  net = jax.tree.map(np.array, net)  # Writable, so that mistakes show.
   candidates = (
     base.Candidate(net, metrics={'loss': float(i)}) for i in range(members)
   )
@@ -204,7 +205,7 @@ def writes_on_the_network(key, net, moves, *rest):
     (draws_anew, 'same in, same out: in linear'),
     (
       lambda key, net, moves, *rest: scores_of(moves, lambda i, move: i),
-      'the order of the moves does not matter: in linear by 2',
+      'the order of the moves does not matter: in .*linear by 2',
     ),
     (
       lambda key, net, moves, *rest: scores_of(moves, lambda i, m: np.nan),
@@ -227,6 +228,41 @@ def test_an_estimator_that_breaks_a_law_is_told_which(score, said):
   net = population(1).members[0].net
   with pytest.raises(AssertionError, match=said):
     testing.check_estimator(estimator(score), KEY, net, MOVES, None)
+
+
+def learning(change, examples=5):
+  """An estimator that changes every parameter given."""
+
+  def fit(key, net, moves, thetas, data, state):
+    return base.Learned(jax.tree.map(change, thetas), state, examples)
+
+  return base.Estimator(
+    lambda net: (), lambda key, net, m, *rest: scores_of(m, by_channel), fit
+  )
+
+
+def by_channel(i, move):
+  del i
+  return dict(move.channels)['dense1'][0]
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'said'),
+  [
+    (learning(lambda x: x[..., :1]), 'given shapes: dense1/dense1 is'),
+    (learning(lambda x: x / 0), 'learned parameters are finite'),
+    (learning(lambda x: x + _draws.normal()), 'fit: same in, same out'),
+    (learning(lambda x: x * 2, examples=0), 'it reports no examples'),
+  ],
+)
+@pytest.mark.filterwarnings('ignore:divide by zero')
+def test_what_an_estimator_learns_is_held_to_laws_too(wrong, said):
+  net = population(1).members[0].net
+  moves = [morphisms.split({'dense1': pair}) for pair in ([0, 1], [2, 1])]
+  right = learning(lambda x: x * 2)
+  testing.check_estimator(right, KEY, net, moves, None)
+  with pytest.raises(AssertionError, match=said):
+    testing.check_estimator(wrong, KEY, net, moves, None)
 
 
 def test_randomized_networks_have_no_equal_channels_and_no_defaults():

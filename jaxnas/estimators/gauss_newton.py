@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import groups, morphisms, network, training
-from jaxnas.base import Data, Estimator, Key, Learned, Scores
+from jaxnas import groups, network, training
+from jaxnas.base import Estimator, Key, Learned, Scores
 from jaxnas.morphisms import Morphism, width
 from jaxnas.spec import Spec
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import network, spec as specs
+from jaxnas import network
+from jaxnas import spec as specs
 
 Theta = Any
 Tree = dict[str, Any]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import network, spec as specs
+from jaxnas import network
+from jaxnas import spec as specs
 from jaxnas.morphisms import base
 
 # Activations s with x = s(x) - s(-x) up to a factor: s(x) = x F(x) with

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxnas import groups, network, spec as specs
+from jaxnas import groups, network
+from jaxnas import spec as specs
 from jaxnas.morphisms import base, width
 
 

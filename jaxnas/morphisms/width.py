@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import groups, layers, network, spec as specs
+from jaxnas import groups, layers, network
+from jaxnas import spec as specs
 from jaxnas.morphisms import base
 
 Vectors = Mapping[str, np.ndarray]

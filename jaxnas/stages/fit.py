@@ -16,8 +16,8 @@ def train(
 ) -> Stage:
   """Trains every member for whole epochs.
 
-  A member whose loss stops being finite goes back to the weights it had, with
-  a fresh optimizer state; that is recorded in its lineage as `'diverged'`,
+  A member whose loss or weights stop being finite goes back to the weights it
+  had, with a fresh optimizer state; that is recorded in its lineage as `'diverged'`,
   and what it used is spent all the same. Sets the metric `train_loss`, the
   mean over the last epoch.
 
@@ -43,7 +43,7 @@ def train(
     )
     loss = fitted.losses[-1] if fitted.losses else math.nan
     metrics = {**member.metrics, 'train_loss': loss}
-    if fitted.losses and not math.isfinite(sum(fitted.losses)):
+    if fitted.losses and not _finite(fitted):
       event = Event(generation, 'diverged')
       return fitted, member._replace(
         opt_state=None,
@@ -68,6 +68,14 @@ def train(
     return population._replace(members=tuple(members), spent=spent)
 
   return combine.stage(update, 'train')
+
+
+def _finite(fitted: training.Fit) -> bool:
+  # The last step's weights are in no loss, and ReLU hides NaN on some devices.
+  leaves = jax.tree.leaves(fitted.net.variables)
+  return math.isfinite(sum(fitted.losses)) and all(
+      np.isfinite(leaf).all() for leaf in leaves
+  )
 
 
 def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:

@@ -17,7 +17,7 @@ import optax
 import scipy.stats
 from absl import app, flags
 
-from jaxnas import Data, morphisms, network, stages, tasks, training
+from jaxnas import Data, network, stages, tasks, training
 from jaxnas.estimators.gauss_newton import gauss_newton, sites
 from jaxnas.spaces import seeds
 
