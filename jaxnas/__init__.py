@@ -4,6 +4,7 @@ from jaxnas import algorithms as algorithms
 from jaxnas import base as base
 from jaxnas import checkpoint as checkpoint
 from jaxnas import combine as combine
+from jaxnas import draw as draw
 from jaxnas import estimators as estimators
 from jaxnas import groups as groups
 from jaxnas import jobs as jobs
@@ -64,6 +65,7 @@ __all__ = (
   'checkpoint',
   'combine',
   'count_compilations',
+  'draw',
   'estimators',
   'flops',
   'group_by',

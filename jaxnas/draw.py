@@ -462,14 +462,19 @@ def _column(rows: Iterable[Mapping[str, Any]], name: str) -> np.ndarray:
 
 def _marks(ax, rows, x: np.ndarray, y: np.ndarray) -> None:
   for kind, (marker, label, colour) in _KINDS.items():
-    at = [i for i, row in enumerate(rows) if row.get('event') == kind]
+    at = [
+      i
+      for i, row in enumerate(rows)
+      if row.get('event') == kind or row.get(kind) is True
+    ]
     if at:
       ax.plot(
         x[at],
         y[at],
         linestyle='',
         marker=marker,
-        markersize=6,
+        markersize=9 if kind == 'diverged' else 6,
+        fillstyle='none' if kind == 'diverged' else 'full',
         color=colour,
         label=label,
       )

@@ -176,6 +176,7 @@ def make_optimizer(
 
 
 _GROWTH_RULES = {
+  'seed': (0, 2**32 - 1),  # JAX's keys hold no more.
   'batch': (1, None),
   'epochs': (1, None),
   'generations': (1, None),

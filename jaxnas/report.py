@@ -18,7 +18,6 @@ from jaxnas import draw, groups, workdir
 from jaxnas import spec as specs
 from jaxnas.base import Event, Population
 
-
 # Lines for the generations of a search in which nothing but training happens.
 LINES = 10
 
@@ -227,7 +226,7 @@ def html(folder: workdir.Folder) -> pathlib.Path:
     parts += ['<h2>The network found</h2>', _network(best)]
   if seed is not None and seed != best:
     parts += ['<h2>The network it started from</h2>', _network(seed)]
-  events = [_event(row) for row in shown if 'event' in row]
+  events = [event for row in shown for event in _recorded(row)]
   if events:
     parts += ['<h2>Moves</h2>', _moves(events)]
   if searches:
@@ -397,18 +396,19 @@ def _moves(events: Sequence[Event]) -> str:
   return '\n'.join(parts)
 
 
-def _event(row: Mapping[str, Any]) -> Event:
-  """The event that a row of metrics records."""
-  move = row.get('move')
-  with contextlib.suppress(ValueError, TypeError, ImportError):
-    move = specs.decode(move)
-  return Event(
-    row['generation'] - 1,
-    row['event'],
-    move,
-    row.get('predicted'),
-    row.get('measured'),
-  )
+def _recorded(row: Mapping[str, Any]) -> list[Event]:
+  """The events that a row of metrics records."""
+  generation, kind = row['generation'] - 1, row.get('event')
+  events = []
+  if row.get('diverged') or kind == 'diverged':
+    events.append(Event(generation, 'diverged'))
+  if kind not in (None, 'diverged'):
+    move = row.get('move')
+    with contextlib.suppress(ValueError, TypeError, ImportError):
+      move = specs.decode(move)
+    numbers = (row.get('predicted'), row.get('measured'))
+    events.append(Event(generation, kind, move, *numbers))
+  return events
 
 
 def _move_words(event: Event) -> str:
@@ -440,7 +440,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = '') -> list[tuple]:
     if isinstance(value, Mapping):
       rows += _flat(value, f'{prefix}{name}.')
     else:
-      rows.append((prefix + name, json.dumps(value)))
+      rows.append((prefix + name, json.dumps(value, ensure_ascii=False)))
   return rows
 
 

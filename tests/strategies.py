@@ -98,11 +98,13 @@ def _branch(draft: _Draft, x: str, width: int) -> str:
 def _joined(draft: _Draft, x: str) -> str:
   """An add or a concat; an add across a concat cuts groups into slices."""
   draw, width = draft.draw, draft.shapes[x][-1]
-  kind = draw(st.sampled_from(['residual', 'concat', 'twice', 'across']))
+  kinds = ['residual', 'residual', 'concat', 'across', 'across', 'twice']
+  kind = draw(st.sampled_from(kinds))
   if kind == 'residual':
     return draft.add(specs.Add(), x, _branch(draft, x, width))
   if kind == 'twice':
-    return draft.add(specs.Concat(), x, x)
+    join = draw(st.sampled_from([specs.Concat(), specs.Add()]))
+    return draft.add(join, x, x)
   y = draft.add(specs.Concat(), x, _branch(draft, x, draw(_NARROW)))
   if kind == 'across':
     return draft.add(specs.Add(), y, _branch(draft, x, draft.shapes[y][-1]))
@@ -136,6 +138,8 @@ def specs_of_all_ops(
     dims = (draw(st.integers(1, 5)),)
   draft = _Draft(draw, dims)
   x = 'x'
+  if draw(st.integers(0, 4)) == 0:  # Ties what follows to the input.
+    x = draw(st.sampled_from([_joined, _channelwise]))(draft, x)
   for _ in range(draw(st.integers(1, blocks))):
     x = _mixing(draft, x)
     for _ in range(draw(st.integers(0, 2))):
@@ -145,7 +149,8 @@ def specs_of_all_ops(
   x = _vector(draft, x)
   if draw(st.integers(0, 3)) == 0:
     x = _channelwise(draft, x)
-  x = draft.add(specs.Dense(draw(_NARROW)), x)
+  if len(draft.nodes) < 3 or draw(st.integers(0, 7)) > 0:
+    x = draft.add(specs.Dense(draw(_NARROW)), x)
   if draw(st.integers(0, 7)) == 0:
     x = draft.add(specs.Activation('tanh'), x)
   return specs.Spec(tuple(draft.nodes), x)

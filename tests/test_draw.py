@@ -177,6 +177,18 @@ def test_only_values_that_skip_rows_are_curves():
   assert len(curves(draw.network(dense_block()))) == 3
 
 
+def test_curves_keep_clear_of_names_and_differ_in_reach():
+  figure = draw.network(dense_block())
+  found = [curve.get_path() for curve in curves(figure)]
+  boxes = [path.get_extents() for path in found]
+  # They begin and end on one line, left of the names, and bend away from it.
+  (rail,) = {box.x1 for box in boxes}
+  assert rail < min(text.get_position()[0] for text in figure.axes[0].texts)
+  reach = {round(box.height, 4): rail - box.x0 for box in boxes}
+  assert 0.1 < min(reach.values()) and max(reach.values()) < rail
+  assert [reach[height] for height in sorted(reach)] == sorted(reach.values())
+
+
 def test_draws_into_axes():
   figure = Figure()
   left, right = figure.subplots(1, 2)
@@ -272,6 +284,14 @@ def test_growth_shows_every_search_and_marks_moves():
   params = {line.get_label(): line for line in right.lines}
   np.testing.assert_allclose(params['growth'].get_ydata(), [400, 700, 700])
   np.testing.assert_allclose(params['seed same examples'].get_ydata(), 100)
+
+
+def test_growth_marks_a_divergence_beside_the_move_after_it():
+  row = {'search': 'growth', 'generation': 1, 'examples': 5, 'params': 400}
+  row = {**row, 'valid_metric': 0.5, 'event': 'move', 'diverged': True}
+  left, _ = draw.growth([row]).axes
+  labels = [line.get_label() for line in left.lines]
+  assert labels == ['growth', 'move made', 'diverged']
 
 
 def test_growth_needs_rows():

@@ -10,7 +10,7 @@ import sys
 import pytest
 import rich.console
 
-from jaxnas import morphisms, network, report, spec, workdir
+from jaxnas import draw, morphisms, network, report, spec, workdir
 from jaxnas.base import Candidate, Cost, Event, Population
 from jaxnas.spaces import seeds
 
@@ -132,6 +132,19 @@ def test_progress_does_not_break_lines_of_a_narrow_log():
   assert len(file.getvalue().splitlines()) == 2
 
 
+def test_progress_thins_out_generations_that_only_train():
+  console, file = printed()
+  with report.progress(console) as show:
+    show(search(105), population(0))
+    for generation in range(1, 106):
+      moved = (Event(6, 'move', SPLIT),) if generation >= 7 else ()
+      show(search(105), population(generation, *moved))
+  shown = re.findall(r'^ *(\d+)/105', file.getvalue(), re.MULTILINE)
+  assert '7' in shown and '105' in shown
+  assert len(shown) < 15
+  assert file.getvalue().count('split') == 1
+
+
 def test_rows_hold_widths():
   row = workdir.summary_row(population(1, valid_metric=0.5))
   assert json.loads(json.dumps(row))['widths'] == {'conv1': 6, 'conv2': 5}
@@ -238,6 +251,25 @@ def test_report_holds_its_pictures(folder):
   assert {'Layers and channel groups; widths 4-4'} <= set(found)
 
 
+def test_report_shows_widths_from_the_seed_on(folder, monkeypatch):
+  starts = []
+  widths = draw.widths
+
+  def spy(rows, start):
+    starts.append(start)
+    return widths(rows, start=start)
+
+  monkeypatch.setattr(draw, 'widths', spy)
+  report.html(folder)
+  assert starts == [{'conv1': 4, 'conv2': 4}]
+
+
+def test_report_says_all_letters_in_ascii(folder):
+  (folder / 'config.json').write_text(json.dumps({'place': 'Zürich'}))
+  page = report.html(folder).read_text()
+  assert 'Z&#252;rich' in page
+
+
 def test_report_needs_nothing_else(folder):
   page = report.html(folder).read_bytes()
   page.decode('ascii')
@@ -317,6 +349,25 @@ def test_a_picture_that_fails_leaves_its_reason(folder):
   page = report.html(folder).read_text()
   assert 'not drawn, ValueError' in page and '&lt;high&gt;' in page
   assert len(pictures(page)) == 3
+
+
+def test_a_move_after_a_divergence_is_not_the_only_one_listed(folder):
+  rows = [
+    metrics('growth', 1, diverged=True, **MADE),
+    metrics('growth', 2, diverged=True, event='diverged'),
+  ]
+  (folder / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(row) + '\n' for row in rows)
+  )
+  found = [row for row in cells(report.html(folder).read_text()) if row]
+  start = found.index(
+    ['generation', 'move', 'predicted, nats', 'measured, nats']
+  )
+  assert [row[:2] for row in found[start + 1 : start + 4]] == [
+    ['1', 'diverged'],
+    ['1', 'split 2 in conv1, 1 in conv2'],
+    ['2', 'diverged'],
+  ]
 
 
 def test_moves_of_code_that_is_gone_are_named(folder):

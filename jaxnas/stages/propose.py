@@ -55,7 +55,11 @@ def expand(*moves: Moves) -> Stage:
     members = []
     for parent in population.members:
       found = [move for propose in moves for move in propose(parent.net)]
-      children = [parent._replace(move=m, theta=None) for m in found]
+      # Its own object, so that twins in a population stay two parents.
+      own = network.Network(parent.net.variables, parent.net.spec)
+      children = [
+        parent._replace(net=own, move=move, theta=None) for move in found
+      ]
       members.extend(children or [parent])
     return population._replace(members=tuple(members))
 
