@@ -27,13 +27,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # than a whole generation.
 TINY = {
   'net.name': 'mlp',
-  'net.widths': '5-5',
+  'net.widths': '6-6',
   'epochs': 2,
   'generations': 3,
   'growth.rounds': 2,
   'growth.price': 0.0,
   'growth.tolerance': 100.0,
-  'growth.limit': 2,
+  'growth.limit': 1,
   'growth.steps': 2,
   'growth.learn_examples': 128,
   'growth.score_examples': 128,

@@ -834,6 +834,56 @@ def test_prune_folds_the_mean_of_a_constant_channel_in_exactly(bias, x64):
   assert np.abs(outputs(moved, x) - outputs(net, x)).max() > 1e-3
 
 
+def drawn_theta(move, net, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape), zero_theta(move, net)
+  )
+
+
+@pytest.mark.parametrize('kind', ['split', 'prune'])
+def test_parameters_spread_over_all_channels_can_be_gathered_again(kind, x64):
+  @generated(max_examples=30)
+  @hypothesis.given(strategies.moves(kind))
+  def check(found):
+    move, net = found
+    theta = drawn_theta(move, net)
+    again = width.gather(net, move, width.scatter(net, [move], [theta]))
+    jax.tree.map(np.testing.assert_array_equal, again, theta)
+
+  check()
+
+
+def test_merged_splits_and_prunes_are_what_they_are_one_by_one(x64):
+  net = strategies.random_network(seeds.mlp((3,), (4, 5), 2))
+  # From the output on, so that each one's parameters keep their shapes.
+  moves = (
+    morphisms.split({'dense2': [4, 1]}),
+    morphisms.split({'dense2': [0]}),
+    morphisms.split({'dense1': [2]}),
+    morphisms.prune({'dense2': [3]}),
+    morphisms.prune({'dense1': [0, 1]}),
+  )
+  one_by_one, thetas = net, []
+  for i, move in enumerate(moves):
+    thetas.append(drawn_theta(move, net, i))
+    theta = thetas[-1]
+    if isinstance(move, morphisms.width.Prune) and 'dense2' in theta:
+      assert theta['dense2'].shape == (2,)
+    one_by_one = move(one_by_one, theta)
+  turned = [2, 4, 0, 3, 1]
+  move, theta = width.merge(
+    net, [moves[i] for i in turned], [thetas[i] for i in turned]
+  )
+  merged = move(net, theta)
+  assert merged.spec == one_by_one.spec
+  x = random_inputs(net.spec)
+  np.testing.assert_allclose(
+    outputs(merged, x), outputs(one_by_one, x), rtol=1e-10
+  )
+  assert width.merge(net, [], []) == (morphisms.identity(), ())
+
+
 @generated(max_examples=15)
 @hypothesis.given(strategies.moves('remove'))
 def test_remove_lets_readers_read_the_kept_input(x64, found):
