@@ -21,6 +21,7 @@ import operator
 import os
 import reprlib
 import shutil
+import sys
 import textwrap
 import zlib
 from collections.abc import Iterator, Mapping
@@ -624,7 +625,7 @@ def restore(
       document = _read_document(manager, step)
     _check_version(document['manifest'], folder)
     compare_settings(folder, document['settings'], settings)
-    with _refusing_damage(root, step, steps):
+    with _refusing_damage(root, step, steps), _without_late_complaints():
       arrays = _read_arrays(manager, step, document['manifest'])
   return step, _assemble(document['manifest'], arrays)
 
@@ -648,6 +649,24 @@ def _refusing_damage(root: str, step: int, steps: list[int]) -> Iterator[None]:
     raise ValueError(
       f'the checkpoint {folder} cannot be trusted: {reason}; {advice}.'
     ) from error
+
+
+@contextlib.contextmanager
+def _without_late_complaints() -> Iterator[None]:
+  """Drops what reads say to an event loop that Orbax has closed.
+
+  Where one of many arrays cannot be read, the reads of the others end later,
+  in threads, and each would print a traceback beside the one clear error.
+  """
+  before = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      before(unraisable)
+
+  sys.unraisablehook = hook
+  yield
+  sys.unraisablehook = before  # Only after success: see above.
 
 
 def _read_document(manager: Any, step: int) -> dict[str, Any]:

@@ -121,21 +121,21 @@ def jointly(
     effects = [_effect(m.move) for m in members]
     kinds = sorted({tuple(e.items()) for e in effects})
     kind = np.array([kinds.index(tuple(e.items())) for e in effects])
-    touched = [_channels(m.move) for m in members]
+    acting: dict[tuple[str, int], list[int]] = {}
+    for i, member in enumerate(members):
+      for channel in _channels(member.move):
+        acting.setdefault(channel, []).append(i)
     free = np.ones(len(members), bool)
     cross, chosen, total = np.zeros(len(members)), [], 0.0
-    while free.any() and (limit is None or len(chosen) < limit):
+    while limit is None or len(chosen) < limit:
       now = count(sizes)
       steps = [
         {name: sizes[name] + by for name, by in change} for change in kinds
       ]
-      dearer = np.array(
-        [
-          count({**sizes, **step}) - now if min(step.values()) > 0 else np.inf
-          for step in steps
-        ]
-      )
-      gain = np.where(free, alone + cross + price * dearer[kind], np.inf)
+      legal = np.array([min(step.values()) > 0 for step in steps])
+      dearer = np.array([count({**sizes, **step}) - now for step in steps])
+      gain = alone + cross + price * dearer[kind]
+      gain = np.where(free & legal[kind], gain, np.inf)
       best = int(np.argmin(gain))
       if not gain[best] < -tolerance:
         break
@@ -143,7 +143,8 @@ def jointly(
       total += linear[best] + np.square(rho[:, best]).mean() / 2 + cross[best]
       cross = cross + rho.T @ rho[:, best] / len(rho)
       sizes.update(steps[kind[best]])
-      free &= np.array([not (t & touched[best]) for t in touched])
+      for channel in _channels(members[best].move):
+        free[acting[channel]] = False
     return Choice(tuple(chosen), float(total))
 
   return rule

@@ -1,0 +1,275 @@
+"""Stages: what they count, refuse, record and survive."""
+
+import functools
+
+import hypothesis
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from jaxnas import base, groups, morphisms, network, stages, tasks
+from jaxnas.spaces import seeds
+from jaxnas.stages.choose import Choice
+
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def task():
+  """The digits, cut down."""
+  whole = tasks.digits()
+
+  def first(data, count):
+    return base.Data(data.inputs[:count], data.targets[:count])
+
+  return whole._replace(
+    train=first(whole.train, 64), valid=first(whole.valid, 50)
+  )
+
+
+def member(widths=(4, 'M', 3), seed=0, **fields):
+  spec = seeds.chain(task().shape, widths, task().outputs)
+  net = network.init(spec, jax.random.key(seed))
+  return base.Candidate(network.to_host(net), **fields)
+
+
+def update(stage, *members, generation=0):
+  start = base.Population(tuple(members), generation)
+  return stage.update(KEY, start, stage.init(start))[0]
+
+
+def scored(move, linear, rho, error=0.0):
+  """A candidate as `judge` leaves it."""
+  metrics = {
+    'linear': linear,
+    'error': error,
+    'coefficients': np.asarray(rho, float),
+    'predicted': linear + np.square(rho).mean() / 2,
+  }
+  return PARENT._replace(move=move, theta=None, metrics=metrics)
+
+
+PARENT = base.Candidate(
+  network.to_host(
+    network.init(seeds.mlp((4,), (3, 2), 3), jax.random.key(0))
+  )
+)
+
+
+def split(channel, group='dense1'):
+  return morphisms.split({group: [channel]})
+
+
+def prune(channel, group='dense1'):
+  return morphisms.prune({group: [channel]})
+
+
+def test_expand_makes_a_candidate_for_each_channel_and_kind():
+  stage = stages.expand(stages.splits(), stages.prunes())
+  made = update(stage, member((4, 'M', 3)), member((2,)))
+  assert len(made.members) == 2 * (4 + 3) + 2 * 2
+  assert all(m.theta is None for m in made.members)
+
+
+def test_expand_offers_no_prune_of_a_last_channel():
+  made = update(stages.expand(stages.prunes()), member((1,)))
+  assert [m.move for m in made.members] == [None]
+
+
+def test_expand_keeps_two_members_with_one_network_apart():
+  twin = member((2,))
+  made = update(stages.expand(stages.splits()), twin, twin)
+  rule = stages.choose(lambda pending: Choice((), 0.0))
+  assert len(update(rule, *made.members).members) == 2
+
+
+@pytest.mark.parametrize(
+  'stage',
+  [
+    lambda: stages.train(task(), optax.sgd(0.1), epochs=1, batch=32),
+    lambda: stages.expand(stages.splits()),
+  ],
+)
+def test_a_pending_move_is_refused_with_the_remedy(stage):
+  pending = member()._replace(move=split(0, 'conv1'))
+  with pytest.raises(ValueError, match=r'add realise\(\) before'):
+    update(stage(), pending)
+
+
+def test_train_spends_what_it_used_and_counts_steps():
+  stage = stages.train(task(), optax.sgd(0.1), epochs=2, batch=24)
+  made = update(stage, member(), member(seed=1))
+  assert made.spent.examples == 2 * 2 * 48
+  assert [m.steps for m in made.members] == [4, 4]
+
+
+def test_a_diverged_member_keeps_its_weights_and_the_others_train():
+  broken = member(seed=1)
+  params = jax.tree.map(np.copy, broken.net.variables['params'])
+  params['logits']['kernel'][0, 0] = np.nan
+  variables = {**broken.net.variables, 'params': params}
+  broken = broken._replace(net=network.Network(variables, broken.net.spec))
+  stage = stages.train(task(), optax.sgd(0.1), epochs=1, batch=32)
+  made = update(stage, broken, member(), generation=4)
+  assert [e.kind for e in made.members[0].lineage] == ['diverged']
+  assert made.members[0].lineage[0].generation == 4
+  assert made.members[0].net is broken.net
+  assert made.members[0].opt_state is None
+  assert made.members[1].lineage == () and made.members[1].steps == 2
+  assert made.spent.examples == 2 * 64
+
+
+def test_an_exploding_learning_rate_is_survived():
+  stage = stages.train(task(), optax.sgd(1e30), epochs=1, batch=32)
+  start = member()
+  made = update(stage, start).members[0]
+  assert [e.kind for e in made.lineage] == ['diverged']
+  assert made.net is start.net
+
+
+def test_measure_refuses_the_test_split():
+  with pytest.raises(ValueError, match='decides'):
+    stages.measure(task(), 'test')
+
+
+def test_measure_adds_metrics_and_pays_for_them():
+  made = update(stages.measure(task()), member())
+  metrics = made.members[0].metrics
+  assert metrics['params'] == network.param_count(member().net)
+  assert 0 <= metrics['valid_metric'] <= 1
+  assert made.spent.evaluations == 1
+
+
+def test_realise_makes_the_move_and_records_both_changes():
+  pending = member()._replace(
+    move=split(1, 'conv1'), theta=None, metrics={'predicted': -0.5}
+  )
+  made = update(stages.realise(task()), pending, generation=7).members[0]
+  assert made.net.spec.shapes['conv1'][-1] == 5
+  assert made.move is None and made.born == 7
+  event = made.lineage[0]
+  assert (event.kind, event.predicted) == ('move', -0.5)
+  assert event.measured == pytest.approx(0, abs=0.1)
+
+
+def test_realise_undoes_what_raises_the_loss_too_much():
+  pending = member()._replace(move=prune(0, 'conv1'), theta=None)
+  stage = stages.realise(task(), tolerance=-1.0)
+  made = update(stage, pending).members[0]
+  assert [e.kind for e in made.lineage] == ['rejected']
+  assert made.net.spec == pending.net.spec and made.move is None
+
+
+def test_training_goes_on_after_a_move_with_the_carried_state():
+  train = stages.train(task(), optax.adam(1e-2), epochs=1, batch=32)
+  trained = update(train, member()).members[0]
+  pending = trained._replace(move=split(1, 'conv1'), theta=None)
+  moved = update(stages.realise(), pending).members[0]
+  count = moved.opt_state[0].count
+  again = update(train, moved).members[0]
+  assert again.opt_state[0].count == count + 2
+  assert again.net.spec.shapes['conv1'][-1] == 5
+
+
+SEEDS = {
+  'mlp': seeds.mlp((5,), (3, 4), 3),
+  'image mlp': seeds.mlp((3, 3, 2), (3, 4), 3),
+  'chain': seeds.chain((8, 8, 1), (3, 'M', 4), 3),
+  'resnet': seeds.resnet(3, shape=(8, 8, 1), blocks=1, widths=(2, 3, 4)),
+  'mobilenet': seeds.mobilenet_v1((8, 8, 1), 3, width=2),
+}
+
+
+@hypothesis.settings(max_examples=25, derandomize=True)
+@hypothesis.given(name=st.sampled_from(sorted(SEEDS)), data=st.data())
+def test_the_price_is_the_number_of_parameters_of_the_built_network(
+  name, data
+):
+  spec = SEEDS[name]
+  sizes = {
+    g.name: data.draw(st.integers(1, 6), label=g.name)
+    for g in groups.growable(spec)
+  }
+  built = groups.resized(spec, sizes)
+  assert stages.parameters(spec)(sizes) == network.param_count(built)
+
+
+def test_jointly_sees_that_equal_moves_are_redundant():
+  same = [1.0, -1.0, 1.0, -1.0]
+  pending = [scored(split(c), -0.6, same) for c in range(3)]
+  choice = stages.jointly(price=0.0)(pending)
+  assert choice.indices == (0,)
+  assert choice.predicted == pytest.approx(-0.6 + 0.5)
+  control = stages.independently(price=0.0, count=3)(pending)
+  assert control.predicted == pytest.approx(3 * -0.1)
+  true = 3 * -0.6 + 0.5 * 9  # All three together overshoot.
+  assert true > 0 > control.predicted
+
+
+def test_jointly_adds_moves_that_do_not_meet():
+  pending = [
+    scored(split(0), -0.6, [1, 1, -1, -1]),
+    scored(split(1), -0.6, [1, -1, 1, -1]),
+  ]
+  choice = stages.jointly(price=0.0)(pending)
+  assert choice.indices == (0, 1)
+  assert choice.predicted == pytest.approx(-0.2)
+
+
+def test_jointly_pays_for_splits_and_earns_by_prunes():
+  rho = np.full(4, 1e-3)
+  per_channel = 4 + 1 + 2  # Incoming weights, bias, outgoing weights.
+  dear = stages.jointly(price=1.01 / per_channel)
+  cheap = stages.jointly(price=0.99 / per_channel)
+  gain = [scored(split(0), -1.0, rho)]
+  harm = [scored(prune(0), 1.0, rho)]
+  assert cheap(gain).indices == (0,) and dear(gain).indices == ()
+  assert cheap(harm).indices == () and dear(harm).indices == (0,)
+
+
+def test_jointly_never_splits_and_prunes_one_channel():
+  rho = np.zeros(4)
+  pending = [scored(split(1), -2.0, rho), scored(prune(1), -1.0, rho)]
+  assert stages.jointly(price=0.0)(pending).indices == (0,)
+
+
+def test_jointly_leaves_every_group_a_channel():
+  pending = [scored(prune(c), -1.0, np.zeros(4)) for c in range(3)]
+  assert len(stages.jointly(price=0.0)(pending).indices) == 2
+
+
+def test_jointly_keeps_its_limit_and_asks_for_significance():
+  pending = [scored(split(c), -1.0, np.zeros(4), 0.6) for c in range(3)]
+  assert len(stages.jointly(price=0.0, limit=2)(pending).indices) == 2
+  assert len(stages.jointly(price=0.0, z=1.0)(pending).indices) == 3
+  assert stages.jointly(price=0.0, z=2.0)(pending).indices == ()
+
+
+@pytest.mark.parametrize('wrong', [{'price': -1}, {'price': 0, 'z': -1}])
+def test_jointly_refuses_negative_settings(wrong):
+  with pytest.raises(ValueError, match='must not be negative'):
+    stages.jointly(**wrong)
+
+
+def test_choose_merges_what_is_chosen_into_one_move():
+  pending = [scored(split(c), -1.0, np.zeros(4)) for c in (2, 0)]
+  pending.append(scored(prune(1, 'dense2'), -1.0, np.zeros(4)))
+  (made,) = update(
+    stages.choose(stages.jointly(price=0.0)), *pending
+  ).members
+  assert made.metrics['chosen'] == 3
+  assert made.metrics['predicted'] == pytest.approx(-3.0)
+  assert 'coefficients' not in made.metrics
+  built = made.move(made.net, made.theta).spec.shapes
+  assert (built['dense1'], built['dense2']) == ((5,), (1,))
+
+
+def test_choose_lets_the_parent_go_on_where_nothing_pays():
+  pending = [scored(split(c), 1.0, np.zeros(4)) for c in range(3)]
+  (made,) = update(
+    stages.choose(stages.jointly(price=0.0)), *pending
+  ).members
+  assert made.move is None and made.theta == ()
+  assert made.net is PARENT.net
