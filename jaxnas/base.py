@@ -72,6 +72,8 @@ class Candidate(NamedTuple):
     steps: optimizer steps taken.
     born: the generation in which this candidate arose.
     lineage: what happened to its ancestors and itself, oldest first.
+    parent: for a candidate with a pending move, the number of the member it
+      was expanded from, so that all moves of one network are judged together.
   """
 
   net: network.Network
@@ -82,6 +84,7 @@ class Candidate(NamedTuple):
   steps: int = 0
   born: int = 0
   lineage: tuple[Event, ...] = ()
+  parent: int | None = None
 
 
 class Population(NamedTuple):
@@ -141,8 +144,8 @@ class Scores(NamedTuple):
   """Estimates for C moves from N examples, as NumPy arrays.
 
   The loss change of making the moves of a set S together is estimated by
-  `sum(linear[S]) + sum(gram[S, S]) / 2` with `gram = rho.T @ rho / N`, `rho`
-  being `coefficients` (specs: growth, joint selection).
+  `sum(linear[S]) + sum(gram[S, S]) / 2` with `gram = rho.T @ rho / len(rho)`,
+  `rho` being `coefficients` (growth specification, 1.3.6).
 
   Attributes:
     linear: (C,) first-order loss change of each move, in nats.

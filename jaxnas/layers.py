@@ -137,7 +137,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (*self.op.kernel, x.shape[-1], self.op.features)
-    kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+    init = nn.initializers.he_normal()
+    kernel = self.param('kernel', init, shape, jnp.float32)
     y = conv2d(x, kernel, self.op.strides, self.op.padding, form=self.conv)
     return _biased(self, y) if self.op.use_bias else y
 
@@ -151,7 +152,8 @@ class DepthwiseConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (*self.op.kernel, 1, x.shape[-1])
-    kernel = self.param('kernel', nn.initializers.he_normal(), shape)
+    init = nn.initializers.he_normal()
+    kernel = self.param('kernel', init, shape, jnp.float32)
     y = conv2d(
       x,
       kernel,
@@ -164,7 +166,8 @@ class DepthwiseConv(nn.Module):
 
 
 def _biased(module: nn.Module, y: jax.Array) -> jax.Array:
-  bias = module.param('bias', nn.initializers.zeros, y.shape[-1:])
+  zeros = nn.initializers.zeros
+  bias = module.param('bias', zeros, y.shape[-1:], jnp.float32)
   return y + jnp.expand_dims(bias, range(y.ndim - 1))
 
 
@@ -176,7 +179,7 @@ class Gate(nn.Module):
   @nn.compact
   def __call__(self, x):
     init = nn.initializers.constant(self.op.init)
-    return x * self.param('alpha', init, ())
+    return x * self.param('alpha', init, (), jnp.float32)
 
 
 @functools.singledispatch

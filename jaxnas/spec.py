@@ -66,7 +66,13 @@ class Op(Protocol):
       input's channels and writes its own); `'channelwise'`: the output
       channels are the input channels, and all inputs share them; `'concat'`:
       the inputs' channels one after another; `'flatten'`: the channels once
-      per position, row-major.
+      per position, row-major. A mixing op has one input, a field
+      `features`, and a parameter `kernel` whose last two axes are its input's
+      and its output's channels.
+    normalises: whether a channelwise op mixes the channels' statistics, as
+      layer norm does. Its layer must leave out channels where `mask` is false,
+      and moves that would change the statistics are refused. Ops without the
+      attribute do not.
   """
 
   kind: ClassVar[str]
@@ -180,6 +186,7 @@ class LayerNorm:
 
   epsilon: float = 1e-6
   kind: ClassVar[str] = 'channelwise'
+  normalises: ClassVar[bool] = True
 
   def shape(self, x: Shape) -> Shape:
     return x

@@ -20,10 +20,10 @@ from jaxnas.spec import Spec
 
 
 def bucket(width: int) -> int:
-  """The capacity a width is stored at: 4, then 8 times 1, 2, 3, 4, 6, 8, 12...
+  """The capacity a width is stored at: 4, 8, 16, 24, 32, 48, 64, 96, ...
 
-  At most twice the width at 8 and below, 1.5 times above; a search's
-  programs grow with the logarithm of its widths.
+  Less than twice the width from 3 on; a search's programs grow with the
+  logarithm of its widths.
 
   Example:
     >>> [bucket(n) for n in (3, 5, 9, 17, 25, 33, 49, 65)]
@@ -47,7 +47,8 @@ def padding(spec: Spec) -> Morphism:
     >>> padding(seeds.mlp((4,), (9,), 3))
     Pad(capacities=(('dense1', 16),))
   """
-  return morphisms.pad({g.name: bucket(g.size) for g in groups.growable(spec)})
+  buckets = {g.name: bucket(g.size) for g in groups.growable(spec)}
+  return morphisms.pad(buckets) if buckets else morphisms.identity()
 
 
 class Fit(NamedTuple):
@@ -85,6 +86,10 @@ def fit(
     batch: examples in a step; all of them if there are fewer.
     opt_state: the optimizer's state; None for a fresh one.
 
+  Raises:
+    ValueError: for a batch below one, and for an optimizer whose state cannot
+      follow a network (`jaxnas.morphisms.carry_state`).
+
   Returns:
     A `Fit` with NumPy leaves. Losses that are not finite are returned as they
     are; what follows is the caller's decision.
@@ -101,14 +106,23 @@ def fit(
     >>> fitted.losses[1] < fitted.losses[0]
     True
   """
+  if batch < 1 or epochs < 0:
+    raise ValueError(
+      f'fit: batch must be at least 1 and epochs at least 0, got batch={batch}'
+      f' and epochs={epochs}.'
+    )
   batch = min(batch, len(task.train.targets))
   move = padding(net.spec)
   start = network.to_host(net)
   if opt_state is None:
-    opt_state = network.to_host(_fresh(tx)(start.variables['params']))
-  padded, state = morphisms.morph(
-    move, start, theta=(), opt_state=network.to_host(opt_state)
-  )
+    padded, state = move(start, ()), None
+    state = _fresh(tx)(padded.variables['params'])
+    # Refuses, before anything is trained, what could not follow a move.
+    morphisms.carry_state(morphisms.identity(), padded.spec, state)
+  else:
+    padded, state = morphisms.morph(
+      move, start, theta=(), opt_state=network.to_host(opt_state)
+    )
   epoch = _epoch(padded.spec, tx, task.loss, task.prepare, task.augment, batch)
   variables, state = jax.device_put((padded.variables, state))
   losses = []
@@ -238,25 +252,29 @@ def _measure(spec, loss, metric, prepare, batch):
   return measure
 
 
-def draw(key: Key, task: Task, count: int) -> Data:
+def draw(key: Key, task: Task, count: int, fold: int | None = None) -> Data:
   """Random training examples, prepared and augmented as in training.
 
   Args:
     key: draws the examples and the augmentation.
     task: the task.
     count: how many; all of them if there are fewer.
+    fold: 0 or 1 for the even or the odd rows only, which are disjoint; None
+      for all rows.
 
   Returns:
     `Data` of (count, *input shape) inputs, and targets.
   """
-  count = min(count, len(task.train.targets))
-  return _draw(key, task.train, count, task.prepare, task.augment)
+  size = len(task.train.targets)
+  rows = (0, 1) if fold is None else (fold, 2)
+  count = min(count, len(range(rows[0], size, rows[1])))
+  return _draw(key, task.train, rows, count, task.prepare, task.augment)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _draw(key, data, count, prepare, augment):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _draw(key, data, fold, count, prepare, augment):
   rows_key, augment_key = jax.random.split(key)
-  size = data.targets.shape[0]
-  rows = jax.random.choice(rows_key, size, (count,), replace=False)
+  held = jnp.arange(fold[0], data.targets.shape[0], fold[1])
+  rows = jax.random.choice(rows_key, held, (count,), replace=False)
   inputs = augment(augment_key, prepare(data.inputs[rows]))
   return Data(inputs, data.targets[rows])

@@ -233,7 +233,7 @@ def _assert_identity(net, channels, mass, seed):
   seed=st.integers(0, 2**16),
   data=st.data(),
 )
-@settings(max_examples=30)
+@settings(max_examples=25)
 def test_injected_loss_is_the_loss_of_the_built_network(
   x64, kind, fn, mass, seed, data
 ):
@@ -756,7 +756,7 @@ def test_learned_directions_lower_the_loss_and_first_order_ones_raise_it(
     del key
     return jnp.zeros_like(logits)
 
-  learned, random = mean(steps=60), mean()
+  learned, random = mean(steps=120), mean()
   runaway = mean(steps=60, factor=no_curvature)
   figures = {'learned': learned, 'random': random, 'runaway': runaway}
   print('Mean measured loss change:', figures)
@@ -769,7 +769,7 @@ def test_joint_choice_predicts_the_built_network_and_independent_does_not(
   trained,
 ):
   """Learned splits and prunes under one price; both sets built whole."""
-  directions, means = trained.fit(steps=60)
+  directions, means = trained.fit(steps=120)
   moves = trained.splits + trained.prunes
   scores = trained.score(moves, directions + means, repeat=8)
   members = [

@@ -52,9 +52,7 @@ def scored(move, linear, rho, error=0.0):
 
 
 PARENT = base.Candidate(
-  network.to_host(
-    network.init(seeds.mlp((4,), (3, 2), 3), jax.random.key(0))
-  )
+  network.to_host(network.init(seeds.mlp((4,), (3, 2), 3), jax.random.key(0)))
 )
 
 
@@ -184,9 +182,7 @@ SEEDS = {
 
 @hypothesis.settings(max_examples=25, derandomize=True)
 @hypothesis.given(name=st.sampled_from(sorted(SEEDS)), data=st.data())
-def test_the_price_is_the_number_of_parameters_of_the_built_network(
-  name, data
-):
+def test_the_price_is_the_number_of_parameters_of_the_built_network(name, data):
   spec = SEEDS[name]
   sizes = {
     g.name: data.draw(st.integers(1, 6), label=g.name)
@@ -256,9 +252,7 @@ def test_jointly_refuses_negative_settings(wrong):
 def test_choose_merges_what_is_chosen_into_one_move():
   pending = [scored(split(c), -1.0, np.zeros(4)) for c in (2, 0)]
   pending.append(scored(prune(1, 'dense2'), -1.0, np.zeros(4)))
-  (made,) = update(
-    stages.choose(stages.jointly(price=0.0)), *pending
-  ).members
+  (made,) = update(stages.choose(stages.jointly(price=0.0)), *pending).members
   assert made.metrics['chosen'] == 3
   assert made.metrics['predicted'] == pytest.approx(-3.0)
   assert 'coefficients' not in made.metrics
@@ -268,8 +262,14 @@ def test_choose_merges_what_is_chosen_into_one_move():
 
 def test_choose_lets_the_parent_go_on_where_nothing_pays():
   pending = [scored(split(c), 1.0, np.zeros(4)) for c in range(3)]
-  (made,) = update(
-    stages.choose(stages.jointly(price=0.0)), *pending
-  ).members
+  (made,) = update(stages.choose(stages.jointly(price=0.0)), *pending).members
   assert made.move is None and made.theta == ()
   assert made.net is PARENT.net
+
+
+def test_jointly_never_chooses_a_score_that_is_no_number():
+  pending = [
+    scored(split(0), np.nan, np.zeros(4)),
+    scored(split(1), -1.0, np.zeros(4)),
+  ]
+  assert stages.jointly(price=0.0)(pending).indices == (1,)

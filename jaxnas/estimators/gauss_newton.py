@@ -52,6 +52,13 @@ def softmax_factor(key: Key, logits: jax.Array) -> jax.Array:
   return root * eps - jnp.square(root) * inner
 
 
+_CROSS_ENTROPIES = (
+  optax.softmax_cross_entropy_with_integer_labels,
+  optax.softmax_cross_entropy,
+  tasks.cross_entropy,
+)
+
+
 class Sites(NamedTuple):
   """Where a spec's groups meet their readers.
 
@@ -208,8 +215,8 @@ def injected_loss(
   """The loss of a network with splits, without building it.
 
   Equal to the loss of `split(...)(net, theta)` up to rounding, for any set of
-  splits in any layers and of any size, in evaluation mode: the identity on
-  which the estimates rest.
+  splits in any layers and of any size, in evaluation mode, where no layer norm
+  reads the groups: the identity on which the estimates rest.
 
   Args:
     net: an unpadded network.
@@ -233,7 +240,7 @@ def injected_loss(
   return loss(mixed[net.spec.output], targets)
 
 
-class Table(NamedTuple):
+class Layout(NamedTuple):
   """Moves laid out over all channels of a network.
 
   Attributes:
@@ -253,7 +260,7 @@ def lay_out(
   net: network.Network,
   moves: Sequence[Morphism],
   thetas: Sequence[Any],
-) -> Table:
+) -> Layout:
   """Lays splits and prunes out over the channels of a network.
 
   Columns number the splits of all channels of all scored groups in order, and
@@ -294,7 +301,7 @@ def lay_out(
     )
   spread = width.scatter(net, moves, thetas)
   means = {reader: spread.means[reader] for reader in sites(net.spec).readers}
-  return Table(
+  return Layout(
     spread.directions, means, tuple(members), next(iter(masses), 0.3)
   )
 
@@ -461,7 +468,7 @@ class _Padded(NamedTuple):
   columns: np.ndarray
 
 
-def _padded(net: network.Network, table: Table) -> _Padded:
+def _padded(net: network.Network, table: Layout) -> _Padded:
   """Pads a network and a table to buckets, so that programs are shared."""
   spec = net.spec
   move = training.padding(spec)
@@ -508,8 +515,8 @@ def _scored_writers(spec: Spec) -> tuple[str, ...]:
 
 def gauss_newton(
   *,
-  loss: Loss = optax.softmax_cross_entropy_with_integer_labels,
-  factor: Factor = softmax_factor,
+  loss: Loss = tasks.cross_entropy,
+  factor: Factor | None = None,
   draws: int = 1,
   batch: int = 256,
   steps: int = 0,
@@ -518,8 +525,9 @@ def gauss_newton(
 ) -> Estimator:
   """Scores all splits and prunes of a network at once (route C).
 
-  Thetas that are None count as zero for `score` and are drawn by `fit`.
-  `score` costs a forward pass, a pass through the per-channel operations and
+  Thetas that are None are drawn by `fit`; `score` takes them for prunes only,
+  as zero. It leaves out a last incomplete batch, if there is a whole one, and
+  costs a forward pass, a pass through the per-channel operations and
   `1 + draws` reverse passes, whatever the number of moves. `fit` first scales
   each split's direction so that it changes its pre-activation by `relative`
   of that one's standard deviation, then learns all directions at once on the
@@ -532,7 +540,7 @@ def gauss_newton(
   Args:
     loss: `loss(outputs, targets) -> (batch,)`, in nats.
     factor: `factor(key, outputs)`, a random vector whose mean outer product is
-      the loss's Hessian in the outputs.
+      the loss's Hessian in the outputs; None for that of cross-entropy.
     draws: random adjoints for each example.
     batch: examples at a time.
     steps: optimizer steps of `fit`; 0 leaves directions random, but scaled.
@@ -562,6 +570,14 @@ def gauss_newton(
     >>> scores.single().shape
     (4,)
   """
+  if factor is None:
+    if loss not in _CROSS_ENTROPIES:
+      raise ValueError(
+        f'gauss_newton: the output Hessian of the loss {loss!r} is not known; '
+        'give factor=, a random vector whose mean outer product is that '
+        'Hessian (see softmax_factor).'
+      )
+    factor = softmax_factor
   if draws < 1 or batch < 1 or steps < 0:
     raise ValueError(
       'gauss_newton: draws and batch must be at least 1 and steps at least '
@@ -570,6 +586,11 @@ def gauss_newton(
 
   def score(key, net, moves, thetas, data, state):
     del state
+    for move, theta in zip(moves, thetas, strict=True):
+      if theta is None and isinstance(move, width.Split):
+        raise ValueError(
+          f'{move} has no direction to score; add learn() before judge().'
+        )
     table = lay_out(net, moves, thetas)
     padded = _padded(net, table)
     compiled = _scorer(padded.net.spec, loss, factor, draws, table.mass)
@@ -617,7 +638,8 @@ def gauss_newton(
       learn(padded.net.variables, padded.directions, data, key)
     )
     found = _assign(net, padded.net.spec, moves, learned, means)
-    return Learned(found, state, count * (steps + 1))
+    whole = len(data.targets) // count * count
+    return Learned(found, state, whole + count * steps)
 
   return Estimator(lambda net: (), score, fit)
 
@@ -699,15 +721,26 @@ def _learner(
     call = network.caller(spec, variables)
     values = network.walk(spec, call, data.inputs[:batch])
     directions = scaled(variables, directions, values)
-    means = {
-      s: values[s].mean(axis=tuple(range(values[s].ndim - 1)))
-      for s in sites(spec).sources
-    }
+
+    def centres(inputs):
+      values = network.walk(spec, call, inputs)
+      return {
+        s: values[s].mean(axis=tuple(range(values[s].ndim - 1)))
+        for s in sites(spec).sources
+      }
+
+    whole = data.inputs.shape[0] // batch
+    batches = data.inputs[: whole * batch].reshape(
+      (whole, batch, *data.inputs.shape[1:])
+    )
+    means = jax.tree.map(
+      lambda mean: mean.mean(axis=0), jax.lax.map(centres, batches)
+    )
 
     def step(carry, i):
       directions, state = carry
-      own = jax.random.fold_in(key, i)
-      rows = jax.random.choice(own, data.targets.shape[0], (batch,))
+      rows_key, own = jax.random.split(jax.random.fold_in(key, i))
+      rows = jax.random.choice(rows_key, data.targets.shape[0], (batch,))
       found = find(data.inputs[rows], data.targets[rows], own)
       grads = jax.grad(estimate)(directions, variables, found)
       updates, state = adam.update(grads, state)

@@ -213,15 +213,38 @@ def moved_moments(tree: Tree, after: Tree, power: int) -> Tree:
   }
 
 
-_SECOND_MOMENTS = ('nu', 'nu_max', 'v', 'sum_of_squares')
+# The power of the gradient that optax's states hold, by class and field.
+_POWERS = {
+  ('EmaState', 'ema'): 1,
+  ('MultiStepsState', 'acc_grads'): 1,
+  ('ScaleByAdamState', 'mu'): 1,
+  ('ScaleByAdamState', 'nu'): 2,
+  ('ScaleByAmsgradState', 'mu'): 1,
+  ('ScaleByAmsgradState', 'nu'): 2,
+  ('ScaleByAmsgradState', 'nu_max'): 2,
+  ('ScaleByBeliefState', 'mu'): 1,
+  ('ScaleByBeliefState', 'nu'): 2,
+  ('ScaleByLionState', 'mu'): 1,
+  ('ScaleByOptimisticGradientState', 'trace'): 1,
+  ('ScaleByRStdDevState', 'mu'): 1,
+  ('ScaleByRStdDevState', 'nu'): 2,
+  ('ScaleByRStdDevWithCountState', 'mu'): 1,
+  ('ScaleByRStdDevWithCountState', 'nu'): 2,
+  ('ScaleByRmsState', 'nu'): 2,
+  ('ScaleByRmsWithCountState', 'nu'): 2,
+  ('ScaleByRssState', 'sum_of_squares'): 2,
+  ('TraceState', 'trace'): 1,
+}
 
 
 def carry_state(move: Morphism, spec: specs.Spec, opt_state: Any) -> Any:
   """An optax state after a move (growth specification, section 3.4).
 
-  Every part of the state that is laid out like the parameters is carried by
-  `carry`: as second moments where optax calls it `nu`, `nu_max`, `v` or
-  `sum_of_squares`, as first moments elsewhere. Counts and the rest stay.
+  Momentum, Adam and its relatives, RMSProp, AdaGrad, Lion and accumulated
+  gradients follow the move, also inside `optax.masked`, `multi_transform` and
+  `inject_hyperparams`; counts and hyper-parameters stay. Adamax keeps a norm
+  where Adam keeps squares and cannot be told from it: its `nu` is carried as
+  squares.
 
   Args:
     move: the move.
@@ -230,20 +253,46 @@ def carry_state(move: Morphism, spec: specs.Spec, opt_state: Any) -> Any:
 
   Returns:
     The state for the moved network's parameters.
+
+  Raises:
+    ValueError: for a state laid out like the parameters whose meaning is not
+      known, or whose leaves have other shapes (factored moments).
   """
-  nodes = set(network.shapes(spec).variables.get('params', {}))
+  params = network.shapes(spec).variables.get('params', {})
 
-  def like_params(part: Any) -> bool:
-    return isinstance(part, dict) and set(part) == nodes
+  def carried(part: Any, owner: str, field: str) -> Any:
+    if isinstance(part, dict) and part and set(part) == set(params):
+      power = _POWERS.get((owner, field))
+      if power is None or not _fits(part, params):
+        raise ValueError(
+          f'{move}: the optimizer state {owner}.{field} cannot be carried '
+          'through a move; use an optimizer made of '
+          f'{sorted({name for name, _ in _POWERS})}, or start the state '
+          "afresh with the optimizer's init."
+        )
+      return carry(move, spec, part, power)
+    if isinstance(part, tuple) and hasattr(part, '_fields'):
+      name = type(part).__name__
+      return type(part)(
+        *(carried(v, name, f) for v, f in zip(part, part._fields))
+      )
+    if isinstance(part, tuple | list):
+      return type(part)(carried(v, owner, field) for v in part)
+    if isinstance(part, dict):
+      return {k: carried(v, owner, field) for k, v in part.items()}
+    return part
 
-  def one(path: Any, part: Any) -> Any:
-    if not like_params(part):
-      return part
-    names = [getattr(entry, 'name', None) for entry in path]
-    power = 2 if set(names) & set(_SECOND_MOMENTS) else 1
-    return carry(move, spec, part, power)
+  return carried(opt_state, '', '')
 
-  return jax.tree_util.tree_map_with_path(one, opt_state, is_leaf=like_params)
+
+def _fits(tree: Tree, params: Tree) -> bool:
+  """Whether all leaves that are arrays have their parameter's shape."""
+  return all(
+    not hasattr(leaf, 'shape') or leaf.shape == params[node][name].shape
+    for node, held in tree.items()
+    if isinstance(held, dict)
+    for name, leaf in held.items()
+  )
 
 
 def morph(

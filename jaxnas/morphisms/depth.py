@@ -177,7 +177,7 @@ class Insert:
       scale = params[names['_bn']]['scale']
       ones = np.ones_like(scale)
       variables['batch_stats'][names['_bn']]['var'] = ones
-      params[names['_bn']]['scale'] = ones * np.sqrt(1 + epsilon, dtype=dtype)
+      params[names['_bn']]['scale'] = ones * np.asarray(np.sqrt(1 + epsilon)).astype(dtype)
     return network.Network(variables, spec)
 
 

@@ -7,6 +7,7 @@ gather theirs, readers gather their input channels and scale them.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ def _untied_norm(move: Any, spec: specs.Spec, group: groups.Group) -> None:
   """Refuses layer norms over several groups: their statistics would change."""
   for name in group.channelwise:
     several = set(groups.table(spec).axes[name].groups) != {group.name}
-    if several and isinstance(spec.by_name[name].op, specs.LayerNorm):
+    if several and getattr(spec.by_name[name].op, 'normalises', False):
       raise base.refuse(
         move,
         f'the layer norm {name!r} normalises group {group.name!r} together '
@@ -58,7 +59,7 @@ def _untied_norm(move: Any, spec: specs.Spec, group: groups.Group) -> None:
 def layer_normed(spec: specs.Spec, group: groups.Group) -> bool:
   """Whether a layer norm mixes the channels of the group."""
   return any(
-    isinstance(spec.by_name[name].op, specs.LayerNorm)
+    getattr(spec.by_name[name].op, 'normalises', False)
     for name in group.channelwise
   )
 
@@ -304,7 +305,7 @@ class Split:
         copies = table.axes[writer].groups.count(name)
         shape = (*kernel.shape[:-1], copies * len(chosen))
         draw = network.named_key(key, f'{name}/{writer}')
-        scale = 0.1 / np.sqrt(np.prod(shape[:-1]))
+        scale = 0.1 / math.sqrt(math.prod(shape[:-1]))
         theta[name][writer] = scale * jax.random.normal(
           draw, shape, kernel.dtype
         )
@@ -593,7 +594,17 @@ def merge(
 
   Returns:
     The move (the identity for no moves) and its theta.
+
+  Raises:
+    ValueError: for other moves, or splits of different mass.
   """
+  foreign = [m for m in moves if not isinstance(m, Split | Prune)]
+  masses = sorted({m.mass for m in moves if isinstance(m, Split)})
+  if foreign or len(masses) > 1:
+    raise ValueError(
+      'only splits of one mass and prunes can be made together, got '
+      f'{foreign or f"masses {masses}"}; choose among moves of one kind.'
+    )
   spread, parts, held = scatter(net, moves, thetas), [], []
   for kind in (Split, Prune):
     channels: dict[str, list[int]] = {}

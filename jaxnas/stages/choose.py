@@ -135,7 +135,8 @@ def jointly(
       legal = np.array([min(step.values()) > 0 for step in steps])
       dearer = np.array([count({**sizes, **step}) - now for step in steps])
       gain = alone + cross + price * dearer[kind]
-      gain = np.where(free & legal[kind], gain, np.inf)
+      able = free & legal[kind] & np.isfinite(gain)  # NaN is never chosen.
+      gain = np.where(able, gain, np.inf)
       best = int(np.argmin(gain))
       if not gain[best] < -tolerance:
         break
@@ -219,9 +220,21 @@ def _merged(rule: Rule, pending: Sequence[Candidate]) -> Candidate:
   pending = [m for m in pending if m.move is not None] or list(pending)
   scratch = ('linear', 'error', 'coefficients', 'predicted', 'chosen')
   kept = {k: v for k, v in pending[0].metrics.items() if k not in scratch}
-  parent = pending[0]._replace(move=None, theta=(), metrics=kept)
+  parent = pending[0]._replace(
+    move=None, theta=(), metrics=kept, parent=None
+  )
   if pending[0].move is None:
     return parent
+  for member in pending:
+    if not isinstance(member.move, width.Split | width.Prune):
+      raise ValueError(
+        f'choose: only splits and prunes can be chosen together, got '
+        f'{member.move}.'
+      )
+    if 'coefficients' not in member.metrics:
+      raise ValueError(
+        f'choose: {member.move} has no scores; add judge() before choose().'
+      )
   choice = rule(pending)
   if not choice.indices:
     return parent

@@ -16,8 +16,8 @@ def train(
 ) -> Stage:
   """Trains every member for whole epochs.
 
-  A member whose loss or weights stop being finite goes back to the weights it
-  had, with a fresh optimizer state; that is recorded in its lineage as `'diverged'`,
+  A member whose loss or weights stop being finite goes back to the weights and
+  the optimizer state it had; that is recorded in its lineage as `'diverged'`,
   and what it used is spent all the same. Sets the metric `train_loss`, the
   mean over the last epoch.
 
@@ -46,7 +46,6 @@ def train(
     if fitted.losses and not _finite(fitted):
       event = Event(generation, 'diverged')
       return fitted, member._replace(
-        opt_state=None,
         metrics=metrics,
         lineage=(*member.lineage, event),
       )
@@ -74,7 +73,7 @@ def _finite(fitted: training.Fit) -> bool:
   # The last step's weights are in no loss, and ReLU hides NaN on some devices.
   leaves = jax.tree.leaves(fitted.net.variables)
   return math.isfinite(sum(fitted.losses)) and all(
-      np.isfinite(leaf).all() for leaf in leaves
+    np.isfinite(leaf).all() for leaf in leaves
   )
 
 
@@ -114,7 +113,7 @@ def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:
       measured,
     )
     done = member._replace(
-      move=None, theta=(), lineage=(*member.lineage, event)
+      move=None, theta=(), parent=None, lineage=(*member.lineage, event)
     )
     if not accepted:
       return done

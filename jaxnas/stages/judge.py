@@ -1,6 +1,7 @@
 """Stages that judge: moves by an estimator, networks by measurement."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,11 +23,12 @@ def by_parent(
 ) -> Iterator[tuple[int, list[int]]]:
   """Numbers the parents, each with the positions of its candidates.
 
-  Candidates that an `expand` made of one member share its very network.
+  A member that no `expand` made is its own parent.
   """
-  found: dict[int, list[int]] = {}
+  found: dict[Any, list[int]] = {}
   for i, member in enumerate(members):
-    found.setdefault(id(member.net), []).append(i)
+    own = member.parent if member.parent is not None else f'member {i}'
+    found.setdefault(own, []).append(i)
   yield from enumerate(found.values())
 
 
@@ -35,7 +37,7 @@ def learn(estimator: Estimator, task: Task, *, examples: int) -> Stage:
 
   Args:
     estimator: its `fit` learns.
-    task: gives training examples, augmented as in training.
+    task: gives training examples (its even rows), augmented as in training.
     examples: how many are drawn for each network, to learn from again and
       again.
   """
@@ -47,7 +49,7 @@ def learn(estimator: Estimator, task: Task, *, examples: int) -> Stage:
       if not rows:
         continue
       data_key, fit_key = jax.random.split(jax.random.fold_in(key, number))
-      data = training.draw(data_key, task, examples)
+      data = training.draw(data_key, task, examples, fold=0)
       net = members[rows[0]].net
       learned = estimator.fit(
         fit_key,
@@ -70,8 +72,9 @@ def judge(estimator: Estimator, task: Task, *, examples: int) -> Stage:
 
   Adds to each candidate's metrics `predicted` (the loss change alone, in
   nats), and for joint choice `linear`, `error` and `coefficients`
-  (`jaxnas.base.Scores`). Examples are drawn anew, so learned moves are judged
-  on others than they were learned from (up to chance).
+  (`jaxnas.base.Scores`). Examples come from the odd rows of the training split;
+  `learn` uses the even ones, so moves are judged on others than they were
+  learned from.
 
   Args:
     estimator: its `score` judges.
@@ -86,7 +89,7 @@ def judge(estimator: Estimator, task: Task, *, examples: int) -> Stage:
       if not rows:
         continue
       data_key, score_key = jax.random.split(jax.random.fold_in(key, number))
-      data = training.draw(data_key, task, examples)
+      data = training.draw(data_key, task, examples, fold=1)
       net = members[rows[0]].net
       scores = estimator.score(
         score_key,

@@ -53,12 +53,10 @@ def expand(*moves: Moves) -> Stage:
     del key
     refuse_pending('expand', population)
     members = []
-    for parent in population.members:
+    for number, parent in enumerate(population.members):
       found = [move for propose in moves for move in propose(parent.net)]
-      # Its own object, so that twins in a population stay two parents.
-      own = network.Network(parent.net.variables, parent.net.spec)
       children = [
-        parent._replace(net=own, move=move, theta=None) for move in found
+        parent._replace(move=move, theta=None, parent=number) for move in found
       ]
       members.extend(children or [parent])
     return population._replace(members=tuple(members))
