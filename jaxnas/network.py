@@ -189,7 +189,7 @@ def init(spec: specs.Spec, key: jax.Array) -> Network:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(spec: specs.Spec, key: jax.Array) -> Variables:
-  x = jnp.zeros((1, *spec.shapes[spec.input]))
+  x = jnp.zeros((1, *spec.shapes[spec.input]), jnp.float32)
   return spec.module('native').init(key, x)
 
 

@@ -338,30 +338,35 @@ def test_a_run_killed_at_10_random_moments_ends_as_one_never_killed(
   }
 
   def begin(folder):
-    return subprocess.Popen(
-      [
-        *(sys.executable, TRAIN, *SLOW),
-        *(f'--compilation_cache={cache}', f'--workdir={folder}'),
-      ],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.DEVNULL,
-      stderr=(tmp_path / 'err').open('w'),
-    )
+    with (tmp_path / 'err').open('w') as err:
+      return subprocess.Popen(
+        [
+          *(sys.executable, TRAIN, *SLOW),
+          *(f'--compilation_cache={cache}', f'--workdir={folder}'),
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=err,
+      )
 
   began = time.monotonic()
   process = begin(tmp_path / 'whole')
   assert process.wait() == 0, (tmp_path / 'err').read_text()
   count = len(lines(tmp_path / 'whole'))
   rng = random.Random(0)
-  # Rows at which to stop, in order; the first kill is while Python starts.
+  # Rows at which to stop, in order, and seconds after them: the first kill is
+  # while Python starts, later ones in a growing generation or a short one.
   moments = [(0, rng.uniform(0, 5))] + [
-    (rows, rng.uniform(0, 0.3))
-    for rows in sorted(rng.sample(range(count - 4), 9))
+    (rows, rng.uniform(0, 3 if rows < 3 else 0.3))
+    for rows in (rng.randrange(3), *sorted(rng.sample(range(3, count - 4), 8)))
   ]
   folder = tmp_path / 'killed'
   for rows, later in moments:
-    assert kill_at(begin(folder), folder, rows, later), (rows, later)
+    assert kill_at(begin(folder), folder, rows, later), (
+      (rows, later),
+      (tmp_path / 'err').read_text(),
+    )
     print(f'killed {later:.2f} s after row {rows}: {len(lines(folder))} rows')
   process = begin(folder)
   assert process.wait() == 0, (tmp_path / 'err').read_text()

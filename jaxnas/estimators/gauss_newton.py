@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import groups, network, training
+from jaxnas import groups, network, tasks, training
 from jaxnas.base import Estimator, Key, Learned, Scores
 from jaxnas.morphisms import Morphism, width
 from jaxnas.spec import Spec
@@ -586,12 +586,12 @@ def gauss_newton(
 
   def score(key, net, moves, thetas, data, state):
     del state
+    table = lay_out(net, moves, thetas)
     for move, theta in zip(moves, thetas, strict=True):
       if theta is None and isinstance(move, width.Split):
         raise ValueError(
           f'{move} has no direction to score; add learn() before judge().'
         )
-    table = lay_out(net, moves, thetas)
     padded = _padded(net, table)
     compiled = _scorer(padded.net.spec, loss, factor, draws, table.mass)
     count = min(batch, len(data.targets))

@@ -111,6 +111,7 @@ def jointly(
     )
 
   def rule(members: Sequence[Candidate]) -> Choice:
+    _check_scored(members)
     rho = np.stack([m.metrics['coefficients'] for m in members], axis=1)
     linear = np.array([m.metrics['linear'] for m in members])
     error = np.array([m.metrics['error'] for m in members])
@@ -163,6 +164,7 @@ def independently(*, price: float, count: int) -> Rule:
   """
 
   def rule(members: Sequence[Candidate]) -> Choice:
+    _check_scored(members)
     spec = members[0].net.spec
     sizes = {g.name: g.size for g in groups.growable(spec)}
     cost = parameters(spec)
@@ -182,6 +184,20 @@ def independently(*, price: float, count: int) -> Rule:
     return Choice(tuple(chosen), float(single[chosen].sum()))
 
   return rule
+
+
+def _check_scored(members: Sequence[Candidate]) -> None:
+  """Refuses what these rules cannot choose among, saying what to add."""
+  for member in members:
+    if not isinstance(member.move, width.Split | width.Prune):
+      raise ValueError(
+        'choose: this rule chooses among splits and prunes, got '
+        f'{member.move}; give choose() a rule of your own.'
+      )
+    if 'coefficients' not in member.metrics:
+      raise ValueError(
+        f'choose: {member.move} has no scores; add judge() before choose().'
+      )
 
 
 def _channels(move) -> set[tuple[str, int]]:
@@ -225,16 +241,6 @@ def _merged(rule: Rule, pending: Sequence[Candidate]) -> Candidate:
   )
   if pending[0].move is None:
     return parent
-  for member in pending:
-    if not isinstance(member.move, width.Split | width.Prune):
-      raise ValueError(
-        f'choose: only splits and prunes can be chosen together, got '
-        f'{member.move}.'
-      )
-    if 'coefficients' not in member.metrics:
-      raise ValueError(
-        f'choose: {member.move} has no scores; add judge() before choose().'
-      )
   choice = rule(pending)
   if not choice.indices:
     return parent
