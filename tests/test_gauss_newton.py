@@ -567,19 +567,6 @@ def test_prunes_without_means_count_them_as_zero(x64):
   np.testing.assert_array_equal(none.coefficients, zero.coefficients)
 
 
-def test_splits_without_a_direction_are_not_scored():
-  net = network.init(_batch_norm(specs.Activation('relu')), jax.random.key(0))
-  with pytest.raises(ValueError, match=r'add learn\(\) before judge\(\)'):
-    gauss_newton().score(
-      jax.random.key(0),
-      net,
-      [morphisms.split({'conv1': [0]})],
-      [None],
-      _batch(),
-      (),
-    )
-
-
 def test_losses_of_unknown_curvature_are_refused():
   with pytest.raises(ValueError, match='give factor='):
     gauss_newton(loss=lambda outputs, targets: outputs.sum(axis=-1))
@@ -602,7 +589,7 @@ def _refusal(net, moves):
 def test_moves_that_cannot_be_scored_are_refused_by_name():
   act = specs.Activation('relu')
   net = network.init(_batch_norm(act), jax.random.key(0))
-  split, prune = morphisms.split, morphisms.prune
+  split = morphisms.split
   assert 'split and prune, got Widen(' in _refusal(
     net, [morphisms.widen({'conv1': 8})]
   )
@@ -610,7 +597,6 @@ def test_moves_that_cannot_be_scored_are_refused_by_name():
   assert 'on a channel that another move acts on' in both
   masses = [split({'conv1': [0]}), split({'conv1': [1]}, mass=0.5)]
   assert 'must have one mass, got [0.3, 0.5]' in _refusal(net, masses)
-  assert "'logits' " in _refusal(net, [prune({'logits': [0]})])
   normed = _nodes(
     ('conv1', specs.Conv(4)), ('ln', specs.LayerNorm()), ('act1', act),
     ('conv2', specs.Conv(3)), ('act2', act), *_head(),

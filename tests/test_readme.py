@@ -47,3 +47,14 @@ def test_another_number_of_commands_is_refused(tmp_path, blocks):
   done = command(1, readme)
   assert done.returncode
   assert f'found {blocks}' in done.stderr
+
+
+def test_the_snippets_run_one_after_another():
+  text = README.read_text(encoding='utf-8')
+  snippets = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert len(snippets) == 2
+  scope = {'print': lambda *values: None}
+  for snippet in snippets:
+    exec(compile(snippet, 'README.md', 'exec'), scope)
+  assert scope['last'].generation == 3
+  assert scope['logits'].shape == (len(scope['images']), 10)

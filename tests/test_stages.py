@@ -9,7 +9,18 @@ import optax
 import pytest
 from hypothesis import strategies as st
 
-from jaxnas import base, groups, morphisms, network, stages, tasks
+from jaxnas import (
+  algorithms,
+  base,
+  estimators,
+  groups,
+  morphisms,
+  network,
+  run,
+  stages,
+  tasks,
+  testing,
+)
 from jaxnas.spaces import seeds
 from jaxnas.stages.choose import Choice
 
@@ -273,3 +284,152 @@ def test_jointly_never_chooses_a_score_that_is_no_number():
     scored(split(1), -1.0, np.zeros(4)),
   ]
   assert stages.jointly(price=0.0)(pending).indices == (1,)
+
+
+def stub(seen):
+  """An estimator that notes its calls; move i has slope i and theta i."""
+
+  def score(key, net, moves, thetas, data, state):
+    del key, state
+    seen.append((net, tuple(moves), tuple(thetas), data))
+    slopes = np.arange(float(len(moves)))
+    rho = np.outer([1, -1, 1, -1], slopes)
+    return base.Scores(slopes, rho, slopes + 0.5, len(data.targets))
+
+  def fit(key, net, moves, thetas, data, state):
+    del key
+    seen.append((net, tuple(moves), tuple(thetas), data))
+    return base.Learned(list(range(len(moves))), state, 3 * len(data.targets))
+
+  return base.Estimator(lambda net: (), score, fit)
+
+
+def expanded(*members):
+  return update(stages.expand(stages.prunes()), *members).members
+
+
+def test_judge_scores_all_moves_of_a_network_at_once():
+  seen, one, two = [], member((2, 3)), member((3,))
+  idle = member((1,))
+  pending = expanded(one, two, idle)
+  made = update(stages.judge(stub(seen), task(), examples=10), *pending)
+  assert [len(moves) for _, moves, _, _ in seen] == [5, 3]
+  assert [net.spec for net, _, _, _ in seen] == [one.net.spec, two.net.spec]
+  assert made.spent.examples == 20
+  metrics = made.members[2].metrics
+  assert (metrics['linear'], metrics['error']) == (2.0, 2.5)
+  np.testing.assert_array_equal(metrics['coefficients'], [2, -2, 2, -2])
+  assert metrics['predicted'] == 2.0 + 4.0 / 2
+  assert made.members[-1] == idle
+
+
+def test_learn_gives_every_move_its_own_theta():
+  seen = []
+  pending = expanded(member((2,)), member((3,)))
+  made = update(stages.learn(stub(seen), task(), examples=10), *pending)
+  assert [m.theta for m in made.members] == [0, 1, 0, 1, 2]
+  assert [m.move for m in made.members] == [m.move for m in pending]
+  assert made.spent.examples == 2 * 3 * 10
+
+
+def test_the_order_of_candidates_mixes_no_parents():
+  seen = []
+  pending = expanded(member((2,)), member((3,)))
+  mixed = [pending[i] for i in (3, 0, 4, 1, 2)]
+  made = update(stages.learn(stub(seen), task(), examples=10), *mixed)
+  assert [m.theta for m in made.members] == [0, 0, 1, 1, 2]
+  for net, moves, _, _ in seen:
+    assert all(morphisms.respec(move, net.spec) for move in moves)
+
+
+def test_moves_are_judged_on_other_examples_than_they_were_learned_from():
+  seen, plain = [], task()._replace(augment=tasks.unchanged)
+  pending = expanded(member((2,)))
+  for stage in (stages.learn, stages.judge):
+    update(stage(stub(seen), plain, examples=32), *pending)
+  learned, judged = (
+    {image.tobytes() for image in np.asarray(data.inputs)}
+    for _, _, _, data in seen
+  )
+  assert len(learned) == len(judged) == 32 and not learned & judged
+
+
+def _two():
+  return member((2, 'M', 3)), member((3, 'M', 2), seed=1)
+
+
+def _judged(*members):
+  estimator, chain = estimators.gauss_newton(), []
+  chain.append(stages.learn(estimator, task(), examples=32))
+  chain.append(stages.judge(estimator, task(), examples=32))
+  for stage in (stages.expand(stages.splits(), stages.prunes()), *chain):
+    members = update(stage, *members).members
+  return members
+
+
+def _chosen(*members):
+  rule = stages.jointly(price=0.0, z=0.0, limit=2)
+  return update(stages.choose(rule), *_judged(*members)).members
+
+
+@pytest.mark.parametrize(
+  'stage, members',
+  [
+    (lambda: stages.train(task(), optax.adam(0.1), epochs=1, batch=32), _two),
+    (lambda: stages.measure(task()), _two),
+    (lambda: stages.expand(stages.splits(), stages.prunes()), _two),
+    (
+      lambda: stages.learn(
+        estimators.gauss_newton(steps=1), task(), examples=32
+      ),
+      lambda: expanded(*_two()),
+    ),
+    (
+      lambda: stages.judge(estimators.gauss_newton(), task(), examples=32),
+      lambda: expanded(*_two()),
+    ),
+    (
+      lambda: stages.choose(stages.jointly(price=0.0, z=0.0)),
+      lambda: _judged(*_two()),
+    ),
+    (lambda: stages.realise(task()), lambda: _chosen(*_two())),
+  ],
+  ids=['train', 'measure', 'expand', 'learn', 'judge', 'choose', 'realise'],
+)
+def test_stages_keep_their_laws(stage, members):
+  """Same in, same out; arguments as they were; costs grow; empty stays."""
+  testing.check_stage(stage(), base.Population(tuple(members())), KEY)
+
+
+def test_growth_records_what_it_predicted_and_what_it_measured():
+  """A move for each member and round; a run in two parts is the run."""
+  tx = optax.adam(1e-2)
+  stage = algorithms.growth(
+    task(),
+    tx,
+    estimators.gauss_newton(),
+    epochs=1,
+    batch=32,
+    rounds=2,
+    price=0.0,
+    z=0.0,
+    limit=2,
+    learn_examples=32,
+    score_examples=32,
+  )
+  start = base.Population(_two())
+  after, _ = run(KEY, stage, start, 3)
+  for grown, seed in zip(after.members, start.members, strict=True):
+    assert [e.kind for e in grown.lineage] == ['move', 'move']
+    assert [e.generation for e in grown.lineage] == [0, 1]
+    assert all(e.predicted < 0 for e in grown.lineage)
+    assert all(np.isfinite(e.measured) for e in grown.lineage)
+    spec = seed.net.spec
+    for event in grown.lineage:
+      spec = morphisms.respec(event.move, spec)
+    assert grown.net.spec == spec != seed.net.spec
+    assert grown.steps == 3 * 2 and grown.move is None
+    assert grown.metrics['params'] == network.param_count(spec)
+  half, state = run(KEY, stage, start, 1)
+  rest, _ = run(KEY, stage, half, 3, state=state)
+  jax.tree.map(np.testing.assert_array_equal, rest.members, after.members)
