@@ -27,6 +27,14 @@ from jaxnas.stages.choose import Choice
 KEY = jax.random.key(0)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def quick_compiler():
+  """Compiling would take most of the time: programs run a few times only."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @functools.cache
 def task():
   """The digits, cut down."""
@@ -59,7 +67,7 @@ def scored(move, linear, rho, error=0.0):
     'coefficients': np.asarray(rho, float),
     'predicted': linear + np.square(rho).mean() / 2,
   }
-  return PARENT._replace(move=move, theta=None, metrics=metrics)
+  return PARENT._replace(move=move, theta=None, metrics=metrics, parent=0)
 
 
 PARENT = base.Candidate(
