@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxnas import (
   algorithms,
   base,
+  combine,
   estimators,
   groups,
   morphisms,
@@ -348,6 +349,21 @@ def test_the_order_of_candidates_mixes_no_parents():
   assert [m.theta for m in made.members] == [0, 0, 1, 1, 2]
   for net, moves, _, _ in seen:
     assert all(morphisms.respec(move, net.spec) for move in moves)
+
+
+def test_equal_numbers_of_two_expands_mix_no_parents():
+  """In groups each expand numbers from zero; weights tell twins apart."""
+  seen = []
+  start = member((2,)), member((3,)), member((3,), seed=1)
+  grouped = combine.group_by(
+    lambda m: float(m.net.variables['params']['logits']['kernel'][0, 0]),
+    stages.expand(stages.prunes()),
+  )
+  pending = update(grouped, *start).members
+  assert {m.parent for m in pending} == {0}
+  update(stages.judge(stub(seen), task(), examples=10), *pending)
+  assert all(call[0] is m.net for call, m in zip(seen, start, strict=True))
+  assert [len(moves) for _, moves, _, _ in seen] == [2, 3, 3]
 
 
 def test_moves_are_judged_on_other_examples_than_they_were_learned_from():

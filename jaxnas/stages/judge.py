@@ -1,7 +1,6 @@
 """Stages that judge: moves by an estimator, networks by measurement."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,13 +22,29 @@ def by_parent(
 ) -> Iterator[tuple[int, list[int]]]:
   """Numbers the parents, each with the positions of its candidates.
 
-  A member that no `expand` made is its own parent.
+  A member that no `expand` made is its own parent. Two expands, as in two
+  groups of a `group_by`, may number alike, so the networks must agree too.
   """
-  found: dict[Any, list[int]] = {}
+  found: list[list[int]] = []
   for i, member in enumerate(members):
-    own = member.parent if member.parent is not None else f'member {i}'
-    found.setdefault(own, []).append(i)
-  yield from enumerate(found.values())
+    rows = next((r for r in found if _siblings(members[r[0]], member)), None)
+    if rows is None:
+      found.append([i])
+    else:
+      rows.append(i)
+  yield from enumerate(found)
+
+
+def _siblings(one: Candidate, two: Candidate) -> bool:
+  """Whether two candidates are of one parent, by number and by network."""
+  if one.parent is None or one.parent != two.parent:
+    return False
+  if one.net is two.net:
+    return True
+  if one.net.spec != two.net.spec:
+    return False
+  leaves = jax.tree.leaves(one.net), jax.tree.leaves(two.net)
+  return all(map(np.array_equal, *leaves))
 
 
 def learn(estimator: Estimator, task: Task, *, examples: int) -> Stage:
