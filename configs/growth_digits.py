@@ -2,6 +2,10 @@
 
     python launch/train.py --config=configs/growth_digits.py \\
         --workdir=runs/digits
+
+Hardware: 2 cores of a CPU. Time: 2 to 4 minutes the first time (most of it
+compiling), with `--config.quick=true` half of that. Expected: a test accuracy
+of 0.97 or more from a seed of 1,362 parameters, see RESULTS.md (2026-11-22).
 """
 
 import ml_collections

@@ -174,10 +174,10 @@ class Insert:
         params[name] = {**params[name], 'kernel': kernel + noise}
     if self.norm:
       epsilon = spec.by_name[names['_bn']].op.epsilon
-      scale = params[names['_bn']]['scale']
-      ones = np.ones_like(scale)
+      ones = np.ones_like(params[names['_bn']]['scale'])
       variables['batch_stats'][names['_bn']]['var'] = ones
-      params[names['_bn']]['scale'] = ones * np.asarray(np.sqrt(1 + epsilon)).astype(dtype)
+      scale = np.asarray(np.sqrt(1 + epsilon)).astype(dtype)
+      params[names['_bn']]['scale'] = ones * scale
     return network.Network(variables, spec)
 
 

@@ -368,7 +368,7 @@ def split(channels: Mapping[str, Sequence[int]], *, mass: float = 0.3) -> Split:
   outgoing weight, and at the group's end a twin w - 2 (1 - m) d with m of it,
   so that the twins' mean is w (growth specification, 1.3.1). At d = 0 nothing
   changes; with m other than 1/2 the twins part even then. Composed splits of
-  both twins need another m: of the shares (1 - m) m and m (1 - m) two are equal.
+  both twins need another m: the shares (1 - m) m and m (1 - m) are equal.
 
   Args:
     channels: for each group the channels to split.

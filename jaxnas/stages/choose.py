@@ -236,9 +236,7 @@ def _merged(rule: Rule, pending: Sequence[Candidate]) -> Candidate:
   pending = [m for m in pending if m.move is not None] or list(pending)
   scratch = ('linear', 'error', 'coefficients', 'predicted', 'chosen')
   kept = {k: v for k, v in pending[0].metrics.items() if k not in scratch}
-  parent = pending[0]._replace(
-    move=None, theta=(), metrics=kept, parent=None
-  )
+  parent = pending[0]._replace(move=None, theta=(), metrics=kept, parent=None)
   if pending[0].move is None:
     return parent
   choice = rule(pending)

@@ -112,8 +112,13 @@ def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:
       member.metrics.get('predicted'),
       measured,
     )
+    said = ('predicted', 'chosen')  # Of this move; in the lineage from now on.
     done = member._replace(
-      move=None, theta=(), parent=None, lineage=(*member.lineage, event)
+      move=None,
+      theta=(),
+      parent=None,
+      metrics={k: v for k, v in member.metrics.items() if k not in said},
+      lineage=(*member.lineage, event),
     )
     if not accepted:
       return done
