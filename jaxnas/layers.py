@@ -98,6 +98,8 @@ def conv2d(
     >>> y.shape, float(y[0, 1, 1, 0]), float(y[0, 0, 0, 0])
     ((1, 4, 4, 5), 18.0, 8.0)
   """
+  dtype = jnp.result_type(x, kernel)
+  x, kernel = x.astype(dtype), kernel.astype(dtype)
   if conv_form(form) == 'native':
     return lax.conv_general_dilated(
       x,

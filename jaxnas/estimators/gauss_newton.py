@@ -556,7 +556,7 @@ def gauss_newton(
     ValueError: for fewer than one draw or example, or moves it cannot score.
 
   Example:
-    >>> from jaxnas import morphisms, tasks
+    >>> from jaxnas import Data, morphisms, tasks
     >>> from jaxnas.spaces import seeds
     >>> task = tasks.digits()
     >>> net = network.init(
