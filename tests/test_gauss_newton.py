@@ -19,14 +19,13 @@ from scipy import stats
 from jaxnas import groups, morphisms, network, stages, tasks, testing, training
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Data
-from jaxnas.estimators.gauss_newton import (
-  deltas,
+from jaxnas.estimators import (
+  flat,
   gauss_newton,
-  injected_loss,
-  softmax_factor,
-  twins,
+  softmax_sketch,
 )
-from jaxnas.morphisms import base, width
+from jaxnas.estimators.injection import deltas, injected_loss, twins
+from jaxnas.morphisms import base, several, width
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
@@ -204,7 +203,7 @@ def _directions(net, move, rng, scale=0.5):
 
 def _everywhere(net, moves, thetas):
   """Directions of all channels, as `injected_loss` takes them."""
-  return {'all': width.scatter(net, moves, thetas).directions}
+  return several.scatter(net, moves, thetas).directions
 
 
 def _losses(net, data):
@@ -270,9 +269,9 @@ def test_injecting_before_pool_or_depthwise_is_wrong(x64, kind, site):
   theta = _directions(net, move, np.random.default_rng(0))
   data = _batch()
   call = network.caller(net.spec, net.variables)
-  everywhere = _everywhere(net, [move], [theta])['all']
+  everywhere = _everywhere(net, [move], [theta])
   linear = deltas(net.spec, net.variables, everywhere)
-  means, _ = twins(net.spec, call, linear, 0.3, data.inputs)
+  means = twins(net.spec, call, linear, 0.3, data.inputs).means
 
   def early(node, *inputs):
     return means[site] if node.name == site else call(node, *inputs)
@@ -296,11 +295,13 @@ def test_factor_has_the_hessian_as_mean_outer_product(
   del x64
   signs = np.array(list(itertools.product([-1.0, 1.0], repeat=classes)))
   monkeypatch.setattr(
-    jax.random, 'rademacher', lambda key, shape, dtype: signs.astype(dtype)
+    jax.random,
+    'rademacher',
+    lambda key, shape, dtype: signs[None].astype(dtype),
   )
   logits = np.random.default_rng(0).normal(size=classes)
   tiled = jnp.asarray(np.tile(logits, (len(signs), 1)))
-  vectors = softmax_factor(jax.random.key(0), tiled)
+  (vectors,) = softmax_sketch()(jax.random.key(0), tiled)
   p = jax.nn.softmax(logits)
   hessian = np.diag(p) - np.outer(p, p)
   np.testing.assert_allclose(
@@ -312,10 +313,10 @@ def _split_path(net, move, theta, inputs):
   """Logits as a function of t, the split's difference injected t times."""
   spec = net.spec
   call = network.caller(spec, net.variables)
-  spread = width.scatter(net, [move], [theta]).directions
+  spread = several.scatter(net, [move], [theta]).directions
   linear = deltas(spec, net.variables, spread)
   values = network.walk(spec, call, inputs)
-  means, _ = twins(spec, call, linear, move.mass, inputs, values)
+  means = twins(spec, call, linear, move.mass, inputs, values).means
 
   def read(t, source, value):
     if source not in means:
@@ -391,7 +392,7 @@ def test_scores_are_unbiased_for_the_exact_parts_of_every_move(x64):
   moves, thetas = _all_moves(net)
   data, repeats, draws = _batch(3), 256, 2
   tiled = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * repeats), data)
-  scores = gauss_newton(draws=draws).score(
+  scores = gauss_newton(factor=softmax_sketch(draws)).score(
     jax.random.key(0), net, moves, thetas, tiled, ()
   )
   exact = [_along(net, *pair, data) for pair in zip(moves, thetas)]
@@ -513,10 +514,10 @@ def test_scores_do_not_see_padding(x64, monkeypatch):
   net = _random_net(_everything(specs.Activation('silu')))
   moves, thetas = _all_moves(net)
   arguments = jax.random.key(0), net, moves, thetas, _batch(), ()
-  padded = gauss_newton(draws=2).score(*arguments)
+  padded = gauss_newton(factor=softmax_sketch(2)).score(*arguments)
   assert training.padding(net.spec) != _exact_padding(net.spec)
   monkeypatch.setattr(training, 'padding', _exact_padding)
-  plain = gauss_newton(draws=2).score(*arguments)
+  plain = gauss_newton(factor=softmax_sketch(2)).score(*arguments)
   np.testing.assert_allclose(padded.linear, plain.linear, atol=1e-12)
   np.testing.assert_allclose(
     padded.coefficients, plain.coefficients, atol=1e-12
@@ -527,7 +528,7 @@ def test_estimator_keeps_its_contract():
   """Finite, a function of the key, and of no order of the moves."""
   net = network.init(_everything(specs.Activation('relu')), jax.random.key(0))
   moves, thetas = _all_moves(net)
-  estimator = gauss_newton(draws=2)
+  estimator = gauss_newton(factor=softmax_sketch(2))
   scores = testing.check_estimator(
     estimator, jax.random.key(1), net, moves, _batch(8), thetas=thetas
   )
@@ -544,9 +545,9 @@ def test_a_move_of_several_channels_is_the_sum_of_its_channels(x64):
   for make in (morphisms.split, morphisms.prune):
     whole = make({'conv1': [0, 2]})
     theta = _directions(net, whole, rng)
-    spread = width.scatter(net, [whole], [theta])
+    spread = several.scatter(net, [whole], [theta])
     parts = [make({'conv1': [c]}) for c in (0, 2)]
-    thetas = [width.gather(net, part, spread) for part in parts]
+    thetas = [several.gather(net, part, spread) for part in parts]
     score = functools.partial(gauss_newton().score, jax.random.key(0), net)
     one = score([whole], [theta], _batch(), ())
     two = score(parts, thetas, _batch(), ())
@@ -590,7 +591,7 @@ def test_moves_that_cannot_be_scored_are_refused_by_name():
   act = specs.Activation('relu')
   net = network.init(_batch_norm(act), jax.random.key(0))
   split = morphisms.split
-  assert 'split and prune, got Widen(' in _refusal(
+  assert "merge and insert(form='residual'), got Widen(" in _refusal(
     net, [morphisms.widen({'conv1': 8})]
   )
   both = _refusal(net, [split({'conv1': [0]}), split({'conv1': [0, 1]})])
@@ -626,11 +627,11 @@ def test_a_split_without_a_direction_is_refused_with_the_remedy():
     gauss_newton().score(jax.random.key(0), net, [move], [None], _batch(), ())
 
 
-@pytest.mark.parametrize('knobs', [{'draws': 0}, {'batch': 0}, {'steps': -1}])
+@pytest.mark.parametrize('knobs', [{'radius': 0}, {'batch': 0}, {'steps': -1}])
 def test_impossible_knobs_are_refused(knobs):
   with pytest.raises(ValueError, match=f'{next(iter(knobs))}=') as caught:
     gauss_newton(**knobs)
-  assert 'gauss_newton: draws and batch must be at least 1' in str(caught.value)
+  assert 'gauss_newton: batch must be at least 1' in str(caught.value)
 
 
 def test_growth_inside_buckets_compiles_no_scores():
@@ -763,12 +764,8 @@ def test_learned_directions_lower_the_loss_and_first_order_ones_raise_it(
     directions, _ = trained.fit(**knobs)
     return trained.changes(trained.splits[::3], directions[::3]).mean()
 
-  def no_curvature(key, logits):
-    del key
-    return jnp.zeros_like(logits)
-
   learned, random = mean(steps=120), mean()
-  runaway = mean(steps=60, factor=no_curvature)
+  runaway = mean(steps=60, factor=flat(), radius=np.inf)
   figures = {'learned': learned, 'random': random, 'runaway': runaway}
   print('Mean measured loss change:', figures)
   assert learned < -1e-3, figures
@@ -800,7 +797,7 @@ def test_joint_choice_predicts_the_built_network_and_independent_does_not(
 
   def measured(choice):
     picked = [members[i] for i in choice.indices]
-    move, theta = width.merge(
+    move, theta = morphisms.unite(
       trained.net, [m.move for m in picked], [m.theta for m in picked]
     )
     return trained.built(move, theta) - trained.before

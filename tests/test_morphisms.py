@@ -848,7 +848,7 @@ def test_parameters_spread_over_all_channels_can_be_gathered_again(kind, x64):
   def check(found):
     move, net = found
     theta = drawn_theta(move, net)
-    again = width.gather(net, move, width.scatter(net, [move], [theta]))
+    again = several.gather(net, move, several.scatter(net, [move], [theta]))
     jax.tree.map(np.testing.assert_array_equal, again, theta)
 
   check()
@@ -869,7 +869,7 @@ def test_merged_splits_and_prunes_are_what_they_are_one_by_one(x64):
     thetas.append(drawn_theta(move, net, i))
     one_by_one = move(one_by_one, thetas[-1])
   turned = [2, 4, 0, 3, 1]
-  move, theta = width.merge(
+  move, theta = morphisms.unite(
     net, [moves[i] for i in turned], [thetas[i] for i in turned]
   )
   merged = move(net, theta)
@@ -878,7 +878,7 @@ def test_merged_splits_and_prunes_are_what_they_are_one_by_one(x64):
   np.testing.assert_allclose(
     outputs(merged, x), outputs(one_by_one, x), rtol=1e-10
   )
-  assert width.merge(net, [], []) == (morphisms.identity(), ())
+  assert morphisms.unite(net, [], []) == (morphisms.identity(), ())
 
 
 @generated(max_examples=15)

@@ -1,3 +1,14 @@
 """Estimators: what a move would do, without making it."""
 
+from jaxnas.estimators.curvature import flat as flat
+from jaxnas.estimators.curvature import gated as gated
+from jaxnas.estimators.curvature import outgoing as outgoing
+from jaxnas.estimators.curvature import softmax_exact as softmax_exact
+from jaxnas.estimators.curvature import softmax_labels as softmax_labels
+from jaxnas.estimators.curvature import softmax_sketch as softmax_sketch
+from jaxnas.estimators.curvature import split_step as split_step
+from jaxnas.estimators.curvature import squares_exact as squares_exact
+from jaxnas.estimators.curvature import squares_sketch as squares_sketch
+from jaxnas.estimators.gauss_newton import first_order as first_order
 from jaxnas.estimators.gauss_newton import gauss_newton as gauss_newton
+from jaxnas.estimators.gauss_newton import tangents as tangents

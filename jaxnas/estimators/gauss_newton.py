@@ -1,10 +1,12 @@
-"""Gauss-Newton estimates of what a split or a prune does to the loss.
+"""Gauss-Newton estimates of what a move does to the loss.
 
-A split or prune is, exactly, a difference Delta added to what the readers of
-a channel group read in the *unchanged* network (growth specification, 1.3.1),
-so every candidate of every layer is scored from one forward pass and two
-reverse passes: `linear = mean <g, Delta>` with the loss gradient g, and the
-curvature `mean <v, Delta>^2` with v a random adjoint (route C, 1.3.3).
+A move is, exactly, a difference Delta injected into the *unchanged* network
+(`jaxnas.estimators.injection`), so every candidate of every layer is scored
+from one forward pass and few reverse passes: `linear = mean <g, Delta>` with
+the loss gradient g, and the curvature `mean <v, Delta>^2` with v the pulled
+back vectors of a factor of the output Hessian: all of them (route B of the
+growth specification, 1.3.3) or random ones (route C). `tangents` pushes each
+candidate forward instead (route A).
 
 This implements the idea of Lawton, Galstyan and Ver Steeg, "Learning
 Morphisms with Gauss-Newton Approximation for Growing Networks" (2024), from
@@ -13,6 +15,7 @@ derivation and no claim is made to reproduce that paper's numbers.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,541 +25,524 @@ import numpy as np
 import optax
 
 from jaxnas import groups, network, tasks, training
-from jaxnas.base import Estimator, Key, Learned, Scores
-from jaxnas.morphisms import Morphism, width
-from jaxnas.spec import Spec
-
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
-Factor = Callable[[Key, jax.Array], jax.Array]
-
-
-def softmax_factor(key: Key, logits: jax.Array) -> jax.Array:
-  """A random factor of cross-entropy's output Hessian (route C).
-
-  `A eps` with `A = diag(sqrt p) - p sqrt(p)^T`, `A A^T = diag(p) - p p^T` and
-  eps Rademacher, so the mean of its outer product is that Hessian; targets
-  (hard, soft or smoothed) do not enter.
-
-  Args:
-    key: draws eps, independently for every example.
-    logits: (batch, classes).
-
-  Example:
-    >>> import jax
-    >>> softmax_factor(jax.random.key(0), jnp.zeros((2, 4))).sum(axis=1)
-    Array([0., 0.], dtype=float32)
-  """
-  root = jnp.sqrt(jax.nn.softmax(logits))
-  eps = jax.random.rademacher(key, logits.shape, logits.dtype)
-  inner = (root * eps).sum(axis=-1, keepdims=True)
-  return root * eps - jnp.square(root) * inner
-
-
-_CROSS_ENTROPIES = (
-  optax.softmax_cross_entropy_with_integer_labels,
-  optax.softmax_cross_entropy,
-  tasks.cross_entropy,
+from jaxnas.base import Data, Estimator, Key, Learned, Scores, rng
+from jaxnas.estimators import curvature
+from jaxnas.estimators.injection import (
+  Block,
+  Injected,
+  Laid,
+  Loss,
+  columns,
+  differences,
+  forward,
+  inject,
+  mixed,
+  sites,
 )
-
-
-class Sites(NamedTuple):
-  """Where a spec's groups meet their readers.
-
-  Attributes:
-    sources: nodes with scored groups that mixing nodes read.
-    readers: those mixing nodes.
-    columns: names of the scored groups, in order, and their sizes.
-  """
-
-  sources: tuple[str, ...]
-  readers: tuple[str, ...]
-  columns: tuple[tuple[str, int], ...]
-
-
-@functools.lru_cache(maxsize=1024)
-def sites(spec: Spec) -> Sites:
-  """The injection sites of a spec, and the groups that can be scored.
-
-  Groups whose channels a layer norm mixes are left out: there a change of one
-  channel is no difference of that channel alone.
-  """
-  scored = [g for g in groups.growable(spec) if not width.layer_normed(spec, g)]
-  names = {g.name for g in scored}
-  axes = groups.table(spec).axes
-  readers = [
-    n
-    for n in spec.order
-    if n.op.kind == 'mixing' and names & set(axes[n.inputs[0]].groups)
-  ]
-  return Sites(
-    tuple(dict.fromkeys(n.inputs[0] for n in readers)),
-    tuple(n.name for n in readers),
-    tuple((g.name, g.size) for g in scored),
-  )
-
-
-class Injected(NamedTuple):
-  """What is added to a network's values, or the adjoints of that.
-
-  Attributes:
-    read: `{source: like the source's value}`, added to what is read there.
-    written: `{reader: (batch, [1, 1,] channels)}`, added to what the reader
-      writes, at every position.
-  """
-
-  read: dict[str, jax.Array]
-  written: dict[str, jax.Array]
-
-
-def forward(
-  spec: Spec,
-  call: Callable[..., jax.Array],
-  x: jax.Array,
-  injected: Injected,
-) -> dict[str, jax.Array]:
-  """All values of the network with something injected."""
-
-  def read(source, value):
-    return value + injected.read[source] if source in injected.read else value
-
-  def write(node, *inputs):
-    value = call(node, *inputs)
-    if node.name in injected.written:
-      value = value + injected.written[node.name]
-    return value
-
-  return network.walk(spec, write, x, read)
-
-
-def twins(
-  spec: Spec,
-  call: Callable[..., jax.Array],
-  linear: Callable[..., jax.Array],
-  mass: float,
-  x: jax.Array,
-  values: dict[str, jax.Array] | None = None,
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """Both twins of every channel, and what their readers read instead.
-
-  The twins of a writer's pre-activation a are `a + 2 m delta` and
-  `a - 2 (1 - m) delta`; per-channel operations act on each; a reader reads
-  their mean, weighted 1 - m and m.
-
-  Args:
-    spec: the spec.
-    call: `call(node, *inputs)`, the node in evaluation mode.
-    linear: `linear(node, x)`, delta: the direction applied to the input; None
-      for nodes without one.
-    mass: m, the share of the second twin.
-    x: the network's input.
-    values: the values of the unchanged network, for differences scored one by
-      one; None for all at once, so that every reader reads the changed
-      values: then the output is exactly that of the network with every
-      direction's split built.
-
-  Returns:
-    The weighted means at every node that has twins, and all values of the
-    network as read by the readers.
-  """
-  held: dict[str, tuple[jax.Array, jax.Array]] = {}
-  mixed: dict[str, jax.Array] = {spec.input: x}
-  base: dict[str, jax.Array] = {spec.input: x}
-  for node in spec.order:
-    if node.op.kind == 'input':
-      continue
-    if node.op.kind == 'mixing':
-      source = node.inputs[0]
-      incoming = mixed[source] if values is None else values[source]
-      value = call(node, incoming) if values is None else values[node.name]
-      delta = linear(node, incoming)
-      if delta is not None:
-        held[node.name] = (
-          value + 2 * mass * delta,
-          value - 2 * (1 - mass) * delta,
-        )
-    else:
-      inputs = [base[s] for s in node.inputs]
-      value = call(node, *inputs) if values is None else values[node.name]
-      if any(s in held for s in node.inputs):
-        pairs = [held.get(s, (base[s], base[s])) for s in node.inputs]
-        held[node.name] = tuple(call(node, *side) for side in zip(*pairs))
-    base[node.name] = mixed[node.name] = value
-    if node.name in held:
-      first, second = held[node.name]
-      mixed[node.name] = (1 - mass) * first + mass * second
-  return {name: mixed[name] for name in held}, mixed
-
-
-def deltas(
-  spec: Spec, variables: Any, directions: dict[str, jax.Array]
-) -> Callable[..., jax.Array | None]:
-  """`linear` for `twins`: each writer with its kernel replaced by d."""
-
-  def apply(node, x):
-    if node.name not in directions:
-      return None
-    own = variables['params'][node.name]
-    params = {leaf: jnp.zeros_like(value) for leaf, value in own.items()}
-    params['kernel'] = directions[node.name]
-    call = network.caller(spec, {'params': {node.name: params}})
-    return call(node, x)
-
-  return apply
-
-
-def injected_loss(
-  net: network.Network,
-  theta: Any,
-  mass: float,
-  loss: Loss,
-  inputs: jax.Array,
-  targets: jax.Array,
-) -> jax.Array:
-  """The loss of a network with splits, without building it.
-
-  Equal to the loss of `split(...)(net, theta)` up to rounding, for any set of
-  splits in any layers and of any size, in evaluation mode, where no layer norm
-  reads the groups: the identity on which the estimates rest.
-
-  Args:
-    net: an unpadded network.
-    theta: directions of *all* channels of each group, `{group: {writer:
-      kernel-shaped}}`; zero for channels that are not split.
-    mass: the splits' mass.
-    loss: `loss(outputs, targets) -> (batch,)`.
-    inputs: (batch, *input shape), prepared.
-    targets: (batch,).
-
-  Returns:
-    (batch,) losses.
-  """
-  directions: dict[str, jax.Array] = {}
-  for held in theta.values():
-    for writer, d in held.items():
-      directions[writer] = directions.get(writer, 0) + d
-  call = network.caller(net.spec, net.variables)
-  linear = deltas(net.spec, net.variables, directions)
-  _, mixed = twins(net.spec, call, linear, mass, inputs)
-  return loss(mixed[net.spec.output], targets)
+from jaxnas.morphisms import Morphism, base, depth, outgoing, several, width
+from jaxnas.spec import Spec
 
 
 class Layout(NamedTuple):
-  """Moves laid out over all channels of a network.
+  """Moves laid out over all channels of a network, on the host.
 
   Attributes:
-    directions: `{writer: kernel-shaped}` sums of the splits' directions.
-    means: `{reader: (input axis,)}` what stands in for pruned channels.
+    laid: their parameters.
+    blocks: the insertions.
     members: for each move, the columns it consists of.
     mass: the splits' mass.
   """
 
-  directions: dict[str, np.ndarray]
-  means: dict[str, np.ndarray]
+  laid: Laid
+  blocks: tuple[Block, ...]
   members: tuple[tuple[int, ...], ...]
   mass: float
 
 
 def lay_out(
-  net: network.Network,
-  moves: Sequence[Morphism],
-  thetas: Sequence[Any],
+  net: network.Network, moves: Sequence[Morphism], thetas: Sequence[Any]
 ) -> Layout:
-  """Lays splits and prunes out over the channels of a network.
+  """Lays moves out over the channels of a network.
 
-  Columns number the splits of all channels of all scored groups in order, and
-  then their prunes.
+  Columns number the splits of all channels of all scored groups in order,
+  then their prunes, then the insertions.
 
   Raises:
-    ValueError: for moves other than `split` and `prune`, for splits of
-      different mass, for a channel split twice, and for groups that cannot be
-      scored (a layer norm reads them).
+    ValueError: for moves other than splits, prunes and insertions behind a
+      gate, for splits of different mass, for a channel split twice, and for
+      groups that cannot be scored (a layer norm reads them).
   """
+  spec = net.spec
   start, total = {}, 0
-  for name, size in sites(net.spec).columns:
+  for name, size in sites(spec).columns:
     start[name] = total
     total += size
-  members, seen = [], set()
-  for move in moves:
+  members, seen, blocks, held = [], set(), [], []
+  for move, theta in zip(moves, thetas, strict=True):
+    if isinstance(move, depth.Insert):
+      members.append((2 * total + len(blocks),))
+      block, variables = _block(net, move, theta)
+      blocks.append(block)
+      held.append(variables)
+      continue
     if not isinstance(move, width.Split | width.Prune):
       raise ValueError(
-        f'gauss_newton scores moves made by split and prune, got {move}.'
+        'gauss_newton scores moves made by split, free_split, prune, merge '
+        f"and insert(form='residual'), got {move}."
       )
     shift = 0 if isinstance(move, width.Split) else total
-    columns = []
+    found = []
     for name, chosen in move.channels:
       if name not in start:
         raise ValueError(
           f'{move}: group {name!r} cannot be scored; groups that can are '
           f'{sorted(start)}.'
         )
-      columns += [shift + start[name] + c for c in chosen]
-    if seen & set(columns):
+      found += [shift + start[name] + c for c in chosen]
+    if seen & set(found):
       raise ValueError(f'{move} acts on a channel that another move acts on.')
-    seen |= set(columns)
-    members.append(tuple(columns))
+    seen |= set(found)
+    members.append(tuple(found))
   masses = {move.mass for move in moves if isinstance(move, width.Split)}
   if len(masses) > 1:
     raise ValueError(
       f'the splits scored together must have one mass, got {sorted(masses)}.'
     )
-  spread = width.scatter(net, moves, thetas)
-  means = {reader: spread.means[reader] for reader in sites(net.spec).readers}
-  return Layout(
-    spread.directions, means, tuple(members), next(iter(masses), 0.3)
+  wide = [
+    (m, t) for m, t in zip(moves, thetas) if not isinstance(m, depth.Insert)
+  ]
+  spread = several.scatter(net, [m for m, _ in wide], [t for _, t in wide])
+
+  def among(tree, names, kind):
+    there = any(isinstance(move, kind) for move in moves)
+    return {name: tree[name] for name in names if name in tree and there}
+
+  readers = [r for r in sites(spec).readers if width.absorbers(spec, r)]
+  laid = Laid(
+    among(spread.directions, sites(spec).writers, width.Split),
+    among(spread.outgoing, sites(spec).readers, outgoing.FreeSplit),
+    among(spread.means, readers, width.Prune),
+    among(spread.shares, start, outgoing.Merge),
+    tuple(held),
   )
+  return Layout(laid, tuple(blocks), tuple(members), next(iter(masses), 0.3))
 
 
-def _columns(spec: Spec, rows: Sequence[tuple[str, jax.Array]]) -> jax.Array:
-  """(batch, columns) sums of per-channel rows (batch, axis) at nodes.
+def _block(
+  net: network.Network, move: depth.Insert, theta: Any
+) -> tuple[Block, Any]:
+  """An insertion, padded, and the variables of its nodes."""
+  if move.resolved(net.spec) != 'residual':
+    raise ValueError(
+      f'{move}: an exact identity changes nothing that could be scored; use '
+      "form='residual', whose gate can open."
+    )
+  host = network.to_host(net)
+  if theta is None:
+    theta = base.zeros(move.init(host, jax.random.key(0)))
+  moved = move(host, network.to_host(theta))
+  padded = training.padding(moved.spec)(moved, ())
+  names = move.names(net.spec)
+  order = [n.name for n in padded.spec.order]
+  nodes = [names[p] for p in ('', '_bn', '_act', '_out', '_gate')]
+  nodes = tuple(n for n in nodes if n in order)
+  variables = {
+    collection: {n: tree[n] for n in nodes if n in tree}
+    for collection, tree in padded.variables.items()
+    if collection != 'arch'
+  }
+  variables['arch'] = padded.variables.get('arch', {'active': {}})
+  return Block(move.after, padded.spec, nodes), variables
 
-  Repetitions along an axis, and what a group's sites contribute, add up.
-  """
-  table, columns = groups.table(spec), sites(spec).columns
-  parts = {name: 0.0 for name, _ in columns}
-  for node, row in rows:
-    axis = table.axes[node]
-    row = row.reshape((row.shape[0], -1, sum(axis.sizes))).sum(axis=1)
-    offset = 0
-    for name, size in zip(axis.groups, axis.sizes):
-      if name in parts:
-        parts[name] = parts[name] + row[:, offset : offset + size]
-      offset += size
-  return jnp.concatenate([parts[name] for name, _ in columns], axis=1)
 
-
-def _per_channel(x: jax.Array) -> jax.Array:
-  """Sums over positions: (batch, ..., channels) to (batch, channels)."""
-  return x.sum(axis=tuple(range(1, x.ndim - 1)))
-
-
-class Parts(NamedTuple):
-  """Per-example parts of the estimates, over columns.
+class _Capacity(NamedTuple):
+  """A network at its buckets, and the ways there and back.
 
   Attributes:
-    linear: (batch, columns) first-order parts.
-    coefficients: (draws, batch, columns) curvature coefficients.
+    net: the padded network.
+    up: `up(laid)`, laid out over the unpadded network, to the padded one.
+    down: the way back.
+    columns: padded columns of the unpadded ones.
   """
-
-  linear: jax.Array
-  coefficients: jax.Array
-
-
-class Adjoints(NamedTuple):
-  """Values of the unchanged network, and adjoints at its sites."""
-
-  values: dict[str, jax.Array]
-  gradient: Injected
-  sketches: tuple[Injected, ...]
-
-
-def adjoints(
-  spec: Spec,
-  variables: Any,
-  inputs: jax.Array,
-  targets: jax.Array,
-  key: Key,
-  *,
-  loss: Loss,
-  factor: Factor,
-  draws: int,
-) -> Adjoints:
-  """One forward pass, one gradient and `draws` random adjoints.
-
-  All are per example: evaluation mode mixes no examples.
-  """
-  call = network.caller(spec, variables)
-  values = network.walk(spec, call, inputs)
-  zero = Injected(
-    {s: jnp.zeros_like(values[s]) for s in sites(spec).sources},
-    {
-      r: jnp.zeros_like(values[r], shape=_flat(values[r].shape))
-      for r in sites(spec).readers
-    },
-  )
-
-  def outputs(injected):
-    return forward(spec, call, inputs, injected)[spec.output]
-
-  logits, pull = jax.vjp(outputs, zero)
-  slope = jax.grad(lambda out: loss(out, targets).sum())(logits)
-  keys = jax.random.split(key, draws)
-  sketches = tuple(pull(factor(k, logits))[0] for k in keys)
-  return Adjoints(values, pull(slope)[0], sketches)
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-  return (shape[0], *(1 for _ in shape[1:-1]), shape[-1])
-
-
-def split_parts(
-  spec: Spec, variables: Any, found: Adjoints, directions: Any, mass: float
-) -> Parts:
-  """The parts of a split of every channel, each by itself."""
-  call = network.caller(spec, variables)
-  linear = deltas(spec, variables, directions)
-  x = found.values[spec.input]
-  mean, _ = twins(spec, call, linear, mass, x, found.values)
-  delta = {
-    s: mean[s] - found.values[s] for s in sites(spec).sources if s in mean
-  }
-
-  def part(adjoint):
-    return _columns(
-      spec, [(s, _per_channel(adjoint.read[s] * d)) for s, d in delta.items()]
-    )
-
-  return Parts(part(found.gradient), jnp.stack([*map(part, found.sketches)]))
-
-
-def prune_parts(
-  spec: Spec, variables: Any, found: Adjoints, means: Any
-) -> Parts:
-  """The parts of a prune of every channel, each by itself.
-
-  A pruned channel is read as zero, and its mean's contribution is added to
-  what its readers write, at every position, as `prune` does it.
-  """
-
-  def part(adjoint):
-    rows = [
-      (source, _per_channel(-adjoint.read[source] * found.values[source]))
-      for source in sites(spec).sources
-    ]
-    for reader, mean in means.items():
-      kernel = variables['params'][reader]['kernel']
-      taps = kernel.sum(axis=tuple(range(kernel.ndim - 2)))
-      written = _per_channel(adjoint.written[reader])
-      rows.append(
-        (spec.by_name[reader].inputs[0], written @ taps.T * mean[None])
-      )
-    return _columns(spec, rows)
-
-  return Parts(part(found.gradient), jnp.stack([*map(part, found.sketches)]))
-
-
-@functools.lru_cache(maxsize=256)
-def _scorer(spec, loss, factor, draws, mass):
-  """The compiled scores of one batch: splits, then prunes."""
-
-  @jax.jit
-  def score(variables, directions, means, inputs, targets, key):
-    found = adjoints(
-      spec,
-      variables,
-      inputs,
-      targets,
-      key,
-      loss=loss,
-      factor=factor,
-      draws=draws,
-    )
-    split = split_parts(spec, variables, found, directions, mass)
-    prune = prune_parts(spec, variables, found, means)
-    return jax.tree.map(
-      lambda *both: jnp.concatenate(both, axis=-1), split, prune
-    )
-
-  return score
-
-
-class _Padded(NamedTuple):
-  """A network at its buckets, with what is laid out over it."""
 
   net: network.Network
-  directions: dict[str, np.ndarray]
-  means: dict[str, np.ndarray]
+  up: Callable[[Laid], Laid]
+  down: Callable[[Laid], Laid]
   columns: np.ndarray
 
 
-def _padded(net: network.Network, table: Layout) -> _Padded:
-  """Pads a network and a table to buckets, so that programs are shared."""
+def _capacity(
+  net: network.Network, blocks: tuple[Block, ...] = ()
+) -> _Capacity:
   spec = net.spec
   move = training.padding(spec)
   padded = move(network.to_host(net), ())
-  directions = {
-    writer: {'kernel': table.directions[writer]}
-    for writer in _scored_writers(spec)
+  axes, wide = groups.table(spec).axes, groups.table(padded.spec).axes
+  dtypes = {
+    name: held['kernel'].dtype
+    for name, held in net.variables['params'].items()
+    if 'kernel' in held
   }
-  directions = move.moments(spec, directions, 1)
-  index, alive = move.maps(spec)
-  axes = groups.table(spec).axes
-  means = {}
-  for reader, mean in table.means.items():
-    axis = axes[spec.by_name[reader].inputs[0]]
-    wide = mean[axis.spread(index, 'index')] * axis.spread(alive, 'ones')
-    means[reader] = wide.astype(net.variables['params'][reader]['kernel'].dtype)
+
+  def alive(node):
+    axis, stored = axes[node], wide[node]
+    flags = {
+      g: np.arange(capacity) < size
+      for g, size, capacity in zip(axis.groups, axis.sizes, stored.sizes)
+    }
+    return np.flatnonzero(stored.spread(flags, 'ones'))
+
+  def source(reader):
+    return spec.by_name[reader].inputs[0]
+
+  def fill(size, at, values):
+    out = np.zeros((*values.shape[:-1], size), values.dtype)
+    out[..., at] = values
+    return out
+
+  def kernels(tree):
+    held = {name: {'kernel': kernel} for name, kernel in tree.items()}
+    found = move.moments(spec, held, 1)
+    return {name: leaf['kernel'] for name, leaf in found.items()}
+
+  def up(laid):
+    means = {}
+    for reader, mean in laid.means.items():
+      size = sum(wide[source(reader)].sizes) * wide[source(reader)].repeat
+      mean = mean.astype(dtypes[reader])
+      means[reader] = fill(size, alive(source(reader)), mean)
+    stored = groups.table(padded.spec).groups
+    shares = {}
+    for name, share in laid.shares.items():
+      share = share.astype(next(iter(dtypes.values())))
+      at, size = np.arange(len(share)), stored[name].size
+      shares[name] = fill(size, at, fill(size, at, share).T).T
+    return Laid(
+      kernels(laid.directions),
+      kernels(laid.outgoing),
+      means,
+      shares,
+      laid.blocks,
+    )
+
+  def cut(node, kernel):
+    rows = alive(source(node))
+    return kernel.take(rows, axis=-2).take(alive(node), axis=-1)
+
+  def down(laid):
+    sizes = dict(sites(spec).columns)
+    return Laid(
+      {name: cut(name, kernel) for name, kernel in laid.directions.items()},
+      {name: cut(name, kernel) for name, kernel in laid.outgoing.items()},
+      {r: mean[alive(source(r))] for r, mean in laid.means.items()},
+      {g: s[: sizes[g], : sizes[g]] for g, s in laid.shares.items()},
+      laid.blocks,
+    )
+
   starts, position = [], 0
   for (_, size), (_, capacity) in zip(
     sites(spec).columns, sites(padded.spec).columns
   ):
     starts.append(position + np.arange(size))
     position += capacity
-  columns = np.concatenate(starts)
-  return _Padded(
-    padded,
-    {writer: held['kernel'] for writer, held in directions.items()},
-    means,
-    np.concatenate([columns, position + columns]),
-  )
+  found = np.concatenate([np.zeros(0, int), *starts])
+  last = 2 * position + np.arange(len(blocks))
+  where = np.concatenate([found, position + found, last])
+  return _Capacity(padded, up, down, where)
 
 
-def _scored_writers(spec: Spec) -> tuple[str, ...]:
-  """The layers that write scored groups."""
-  names = {name for name, _ in sites(spec).columns}
-  return tuple(
-    dict.fromkeys(
-      writer
-      for name, group in groups.table(spec).groups.items()
-      if name in names
-      for writer in group.writers
+class Statistics(NamedTuple):
+  """What a batch says of the unchanged network and the directions.
+
+  Attributes:
+    centres: `{source: (channels,)}` mean activations.
+    covariances: `{group: (channels, channels)}` of activations as read, summed
+      over the places where the group is read; only where moves merge.
+    lengths: `{writer: (channels,)}` standard deviation of the change of the
+      pre-activation along the direction, over the pre-activation's.
+  """
+
+  centres: Any
+  covariances: Any
+  lengths: Any
+
+
+def _statistics(spec, values, laid: Laid, changes) -> Statistics:
+  def spatial(x):
+    return tuple(range(x.ndim - 1))
+
+  centres, covariances = {}, {}
+  for source in sites(spec).sources:
+    value = values[source]
+    centres[source] = value.mean(axis=spatial(value))
+    axis, offset = groups.table(spec).axes[source], 0
+    rows = value.reshape((-1, sum(axis.sizes)))
+    rows = rows - rows.mean(axis=0, keepdims=True)
+    for name, size in zip(axis.groups, axis.sizes):
+      if name in laid.shares:
+        row = rows[:, offset : offset + size]
+        own = row.T @ row / len(row)
+        covariances[name] = covariances.get(name, 0) + own
+      offset += size
+  lengths = {
+    name: change.std(axis=spatial(change))
+    / (values[name].std(axis=spatial(change)) + 1e-12)
+    for name, change in changes.items()
+  }
+  return Statistics(centres, covariances, lengths)
+
+
+_ADAM = optax.scale_by_adam()
+
+
+@functools.lru_cache(maxsize=256)
+def _program(
+  spec: Spec,
+  blocks: tuple[Block, ...],
+  loss: Loss,
+  factor: curvature.Factor,
+  mass: float,
+  radius: float,
+):
+  """The compiled step of one structure: it scores a batch, and may learn.
+
+  One program for both, so that a structure is compiled once. With `rate`
+  zero nothing is learned and that part is not run.
+  """
+  from_mask = functools.partial(inject, spec)
+
+  def step(variables, laid, state, centres, inputs, targets, key, rate):
+    call = network.caller(spec, variables)
+    values = network.walk(spec, call, inputs)
+    shape = jax.ShapeDtypeStruct(
+      (inputs.shape[0], columns(spec, blocks)), inputs.dtype
     )
+
+    def found(laid):
+      seen = differences(spec, variables, values, laid, mass, blocks)
+      return seen, functools.partial(from_mask, variables, laid, seen, blocks)
+
+    like = jax.eval_shape(lambda m: found(laid)[1](m), shape)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+
+    def outputs(injected):
+      return forward(spec, call, inputs, injected)[spec.output]
+
+    logits, pull = jax.vjp(outputs, zero)
+    slope = jax.grad(lambda out: loss(out, targets).sum())(logits)
+    vectors = factor(key, logits)
+    gradient = pull(slope)[0]
+    sketches = [pull(vector)[0] for vector in vectors]
+
+    def parts(free):
+      own = laid._replace(**free)
+      means = {
+        r: own.means[r] + _stand_in(spec, r, centres, own.shares)
+        for r in own.means
+      }
+      seen, injecting = found(own._replace(means=means))
+      collect = jax.linear_transpose(injecting, shape)
+      linear = collect(gradient)[0]
+      rho = [collect(sketch)[0] for sketch in sketches]
+      rho = jnp.stack(rho) if rho else jnp.zeros((0, *linear.shape))
+      return (linear, rho), seen.deltas
+
+    free = {
+      'directions': laid.directions,
+      'outgoing': laid.outgoing,
+      'shares': laid.shares,
+    }
+    (linear, rho), back, changes = jax.vjp(parts, free, has_aux=True)
+    statistics = _statistics(spec, values, laid, changes)
+
+    def learned():
+      ones = jnp.full_like(linear, 1 / linear.shape[0])
+      return _updated(
+        spec,
+        variables,
+        free,
+        back((ones, rho / max(rho.shape[0] * rho.shape[1], 1)))[0],
+        state,
+        statistics.lengths,
+        rate,
+        radius,
+      )
+
+    free, state = jax.lax.cond(rate > 0, learned, lambda: (free, state))
+    return laid._replace(**free), state, linear, rho, statistics
+
+  return jax.jit(step)
+
+
+def _stand_in(spec, reader, centres, shares):
+  """What is left of the mean activation once merges have their share."""
+  source = spec.by_name[reader].inputs[0]
+  return centres[source] - mixed(spec, source, centres[source], shares)
+
+
+def _updated(spec, variables, free, grads, state, lengths, rate, radius):
+  """One step of Adam, relative to the scale of each channel's parameters."""
+  updates, state = _ADAM.update(grads, state)
+
+  def rms(x, axis):
+    return jnp.sqrt(jnp.square(x).mean(axis=axis, keepdims=True))
+
+  def direction(name, d, u):
+    axes = tuple(range(d.ndim - 1))
+    shrink = jnp.minimum(1.0, radius / jnp.maximum(lengths[name], 1e-12))
+    d = d * shrink[(None,) * (d.ndim - 1)]
+    return d - rate * rms(d, axes) * u
+
+  def row(name, e, u):
+    kernel = variables['params'][name]['kernel']
+    axes = (*range(e.ndim - 2), e.ndim - 1)
+    return e - rate * rms(kernel, axes) * u
+
+  def share(s, u):
+    return s - rate * jnp.maximum(rms(s, -1), 1 / s.shape[-1]) * u
+
+  return {
+    'directions': {
+      n: direction(n, d, updates['directions'][n])
+      for n, d in free['directions'].items()
+    },
+    'outgoing': {
+      n: row(n, e, updates['outgoing'][n]) for n, e in free['outgoing'].items()
+    },
+    'shares': {
+      n: share(s, updates['shares'][n]) for n, s in free['shares'].items()
+    },
+  }, state
+
+
+def _state(laid: Laid) -> Any:
+  """Adam's fresh state, as NumPy arrays: nothing is compiled for it."""
+  free = {
+    'directions': laid.directions,
+    'outgoing': laid.outgoing,
+    'shares': laid.shares,
+  }
+  shapes = jax.eval_shape(_ADAM.init, free)
+  return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
+
+
+@jax.jit
+def _rows(data: Data, rows: jax.Array) -> Data:
+  return jax.tree.map(lambda leaf: leaf[rows], data)
+
+
+def _batches(data: Data, batch: int):
+  """Whole batches; the rest is left out, if there is a whole one."""
+  count = min(batch, len(data.targets))
+  for i in range(len(data.targets) // count):
+    yield _rows(data, np.arange(i * count, (i + 1) * count))
+
+
+class _Scored(NamedTuple):
+  """Scores of all columns of all batches, and the mean statistics."""
+
+  linear: np.ndarray
+  rho: np.ndarray
+  statistics: Statistics
+
+
+def _scored(program, capacity: _Capacity, laid, centres, data, key, batch):
+  """Runs a program over whole batches without learning."""
+  state, found = _state(laid), []
+  for i, rows in enumerate(_batches(data, batch)):
+    own = jax.random.fold_in(key, i)
+    *_, linear, rho, statistics = program(
+      capacity.net.variables, laid, state, centres, *rows, own, np.float32(0)
+    )
+    found.append((linear, rho, statistics))
+  linear, rho, statistics = zip(*jax.device_get(found))
+  return _Scored(
+    np.concatenate(linear)[:, capacity.columns],
+    np.concatenate(rho, axis=1)[..., capacity.columns],
+    jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *statistics),
   )
+
+
+def _pick(members, parts: np.ndarray) -> np.ndarray:
+  """Sums each move's columns."""
+  if all(len(m) == 1 for m in members):
+    return parts[..., [m[0] for m in members]]
+  return np.stack([parts[..., list(m)].sum(axis=-1) for m in members], -1)
+
+
+def _no_centres(net: network.Network) -> dict[str, np.ndarray]:
+  axes = groups.table(net.spec).axes
+  dtype = jnp.result_type(*jax.tree.leaves(net.variables['params']))
+  return {
+    s: np.zeros(sum(axes[s].sizes) * axes[s].repeat, dtype)
+    for s in sites(net.spec).sources
+  }
+
+
+def _check_directions(moves, thetas) -> None:
+  for move, theta in zip(moves, thetas, strict=True):
+    if theta is None and not isinstance(move, width.Prune):
+      raise ValueError(
+        f'{move} has no direction to score; add learn() before judge().'
+      )
 
 
 def gauss_newton(
   *,
   loss: Loss = tasks.cross_entropy,
-  factor: Factor | None = None,
-  draws: int = 1,
+  factor: curvature.Factor | None = None,
   batch: int = 256,
   steps: int = 0,
   relative: float = 0.3,
   learning_rate: float = 0.05,
+  radius: float = 1.0,
 ) -> Estimator:
-  """Scores all splits and prunes of a network at once (route C).
+  """Scores all moves of a network at once (routes B and C).
 
-  Thetas that are None are drawn by `fit`; `score` takes them for prunes only,
-  as zero. It leaves out a last incomplete batch, if there is a whole one, and
-  costs a forward pass, a pass through the per-channel operations and
-  `1 + draws` reverse passes, whatever the number of moves. `fit` first scales
-  each split's direction so that it changes its pre-activation by `relative`
-  of that one's standard deviation, then learns all directions at once on the
-  sum of their estimates, each the minimum of its own parabola-like estimate
-  (growth specification, 1.3.4); and finds the mean activations that
-  compensate prunes. Moves of groups that a layer norm reads cannot be scored.
+  Splits, prunes, merges and gated insertions together, in one forward pass, a
+  pass through the per-channel operations and one reverse pass for each vector
+  of the factor and for the gradient, whatever the number of moves. Thetas that
+  are None are drawn by `fit`; `score` takes them for prunes only, as zero. A
+  last incomplete batch is left out, if there is a whole one.
 
-  Networks are padded to buckets, so growth inside them compiles nothing.
+  `fit` learns all parameters of all moves at once on the sum of their
+  estimates (growth specification, 1.3.4). Directions of splits start at
+  random, scaled to change their pre-activation by `relative` of its standard
+  deviation, and are kept within `radius` of it; free outgoing weights start at
+  zero; the shares of merges start at the regression of each channel's
+  activation on the others of its group, and are then learned in the
+  Gauss-Newton metric like the rest; prunes get the mean activation that stands
+  in; insertions get random kernels and the best opening of their gate within
+  [-1, 1] (`jaxnas.estimators.gated`). Moves of groups that a layer norm reads
+  cannot be scored.
+
+  Networks are padded to buckets, and one program per structure scores and
+  learns, so growth inside buckets compiles nothing.
 
   Args:
     loss: `loss(outputs, targets) -> (batch,)`, in nats.
-    factor: `factor(key, outputs)`, a random vector whose mean outer product is
-      the loss's Hessian in the outputs; None for that of cross-entropy.
-    draws: random adjoints for each example.
+    factor: vectors whose mean outer product is the loss's Hessian in the
+      outputs, `factor(key, outputs) -> (m, batch, outputs)`, see
+      `jaxnas.estimators.softmax_exact`; None for one random vector, for the
+      losses in `jaxnas.tasks`.
     batch: examples at a time.
     steps: optimizer steps of `fit`; 0 leaves directions random, but scaled.
     relative: standard deviation of a starting direction's pre-activation
       change, relative to the pre-activation's.
-    learning_rate: of Adam, relative to each direction's root mean square; it
+    learning_rate: of Adam, relative to each channel's root mean square; it
       falls to zero by a cosine.
+    radius: the largest such ratio that learning may reach, the trust region;
+      the curvature alone usually keeps directions well inside.
 
   Returns:
     An `Estimator` whose data are `(inputs, targets)`, prepared.
 
   Raises:
-    ValueError: for fewer than one draw or example, or moves it cannot score.
+    ValueError: for fewer than one example, negative steps, a radius or
+      starting length that is not positive, or moves it cannot score.
 
   Example:
-    >>> from jaxnas import Data, morphisms, tasks
+    >>> from jaxnas import morphisms
     >>> from jaxnas.spaces import seeds
     >>> task = tasks.digits()
     >>> net = network.init(
@@ -571,191 +557,288 @@ def gauss_newton(
     (4,)
   """
   if factor is None:
-    if loss not in _CROSS_ENTROPIES:
-      raise ValueError(
-        f'gauss_newton: the output Hessian of the loss {loss!r} is not known; '
-        'give factor=, a random vector whose mean outer product is that '
-        'Hessian (see softmax_factor).'
-      )
-    factor = softmax_factor
-  if draws < 1 or batch < 1 or steps < 0:
+    factor = curvature.sketch_of(loss)
+  if batch < 1 or steps < 0 or not relative > 0 or not radius > 0:
     raise ValueError(
-      'gauss_newton: draws and batch must be at least 1 and steps at least '
-      f'0, got draws={draws}, batch={batch}, steps={steps}.'
+      'gauss_newton: batch must be at least 1, steps at least 0, relative and '
+      f'radius above 0, got batch={batch}, steps={steps}, '
+      f'relative={relative}, radius={radius}.'
     )
+
+  def program(capacity, layout):
+    spec = capacity.net.spec
+    return _program(spec, layout.blocks, loss, factor, layout.mass, radius)
 
   def score(key, net, moves, thetas, data, state):
     del state
-    table = lay_out(net, moves, thetas)
-    for move, theta in zip(moves, thetas, strict=True):
-      if theta is None and isinstance(move, width.Split):
-        raise ValueError(
-          f'{move} has no direction to score; add learn() before judge().'
-        )
-    padded = _padded(net, table)
-    compiled = _scorer(padded.net.spec, loss, factor, draws, table.mass)
-    count = min(batch, len(data.targets))
-    parts = []
-    for i in range(len(data.targets) // count):
-      rows = slice(i * count, (i + 1) * count)
-      parts.append(
-        compiled(
-          padded.net.variables,
-          padded.directions,
-          padded.means,
-          data.inputs[rows],
-          data.targets[rows],
-          jax.random.fold_in(key, i),
-        )
-      )
-    linear = np.concatenate([np.asarray(p.linear) for p in parts])
-    rho = np.concatenate([np.asarray(p.coefficients) for p in parts], axis=1)
-    pick = functools.partial(_pick, padded.columns, table.members)
-    linear, rho = pick(linear), pick(rho)
-    return Scores(
-      linear=linear.mean(axis=0),
-      coefficients=rho.reshape((-1, rho.shape[-1])),
-      error=linear.std(axis=0) / np.sqrt(len(linear)),
-      examples=len(linear),
+    layout = lay_out(net, moves, thetas)
+    _check_directions(moves, thetas)
+    capacity = _capacity(net, layout.blocks)
+    found = _scored(
+      program(capacity, layout),
+      capacity,
+      capacity.up(layout.laid),
+      _no_centres(capacity.net),
+      data,
+      key,
+      batch,
+    )
+    return scores(
+      _pick(layout.members, found.linear), _pick(layout.members, found.rho)
     )
 
   def fit(key, net, moves, thetas, data, state):
-    table = lay_out(net, moves, thetas)
-    padded = _padded(net, table)
+    thetas = _with_blocks(key, net, moves, thetas)
+    layout = lay_out(net, moves, thetas)
+    capacity = _capacity(net, layout.blocks)
+    run = program(capacity, layout)
+    laid = capacity.up(_started(key, net, layout.laid))
+    nothing = _no_centres(capacity.net)
+    looked = _scored(run, capacity, laid, nothing, data, key, batch)
+    seen = looked.statistics
+    laid = _prepared(net, capacity, laid, seen, relative)
+    laid = laid._replace(means=jax.tree.map(np.zeros_like, laid.means))
+    adam, learn_key = _state(laid), jax.random.fold_in(key, 2**31)
+    generator = rng(learn_key)
     count = min(batch, len(data.targets))
-    learn = _learner(
-      padded.net.spec,
-      loss,
-      factor,
-      draws,
-      table.mass,
-      steps,
-      count,
-      relative,
-      learning_rate,
-    )
-    learned, means = jax.device_get(
-      learn(padded.net.variables, padded.directions, data, key)
-    )
-    found = _assign(net, padded.net.spec, moves, learned, means)
+    for i in range(steps):
+      rate = learning_rate * (1 + math.cos(math.pi * i / steps)) / 2
+      rows = generator.choice(len(data.targets), count)
+      laid, adam, *_ = run(
+        capacity.net.variables,
+        laid,
+        adam,
+        seen.centres,
+        *_rows(data, rows),
+        jax.random.fold_in(learn_key, i),
+        np.float32(rate),
+      )
+    laid = jax.device_get(laid)
+    means = {
+      r: np.asarray(_stand_in(capacity.net.spec, r, seen.centres, laid.shares))
+      for r in laid.means
+    }
+    laid = capacity.down(laid._replace(means=means))
+    alone = scores(looked.linear, looked.rho)
+    squares = np.square(alone.coefficients).mean(axis=0)
+    gates = curvature.gated(alone.linear, squares)
+    found = [
+      _theta(net, move, theta, member, laid, gates.step)
+      for move, theta, member in zip(moves, thetas, layout.members)
+    ]
     whole = len(data.targets) // count * count
     return Learned(found, state, whole + count * steps)
 
   return Estimator(lambda net: (), score, fit)
 
 
-def _pick(columns, members, parts: np.ndarray) -> np.ndarray:
-  """Sums each move's columns out of the padded ones."""
-  parts = parts[..., columns].astype(np.float64)
-  if all(len(m) == 1 for m in members):
-    return parts[..., [m[0] for m in members]]
-  return np.stack([parts[..., list(m)].sum(axis=-1) for m in members], -1)
+def scores(linear: np.ndarray, rho: np.ndarray) -> Scores:
+  """Scores from the parts of every example.
+
+  Args:
+    linear: (N, C) first-order parts.
+    rho: (m, N, C) curvature coefficients, m of zero for none.
+  """
+  squares = np.square(rho).mean(axis=0) if len(rho) else 0.0
+  single = linear + squares / 2
+  flat = rho.reshape((-1, rho.shape[-1])) if len(rho) else 0 * linear[:1]
+  return Scores(
+    linear=linear.astype(float).mean(axis=0),
+    coefficients=flat,
+    error=single.std(axis=0) / np.sqrt(len(linear)),
+    examples=len(linear),
+  )
 
 
-def _assign(net, padded_spec, moves, learned, means) -> list[Any]:
-  """Directions and means over all channels, cut to each move's theta."""
-  spec, table = net.spec, groups.table(net.spec)
-  padded = groups.table(padded_spec).axes
+def _with_blocks(key, net, moves, thetas) -> list[Any]:
+  """Insertions get kernels where they have none, and an open gate."""
+  found = []
+  for move, theta in zip(moves, thetas, strict=True):
+    if isinstance(move, depth.Insert):
+      if theta is None:
+        own = network.named_key(key, repr(move))
+        theta = network.to_host(move.init(net, own))
+      gate = move.names(net.spec)['_gate']
+      if gate in theta:
+        theta = {**theta, gate: np.ones_like(theta[gate])}
+    found.append(theta)
+  return found
 
-  def unpadded(name):
-    axis, wide = table.axes[name], padded[name]
-    alive = {
-      g: np.arange(capacity) < size
-      for g, size, capacity in zip(axis.groups, axis.sizes, wide.sizes)
-    }
-    return np.flatnonzero(wide.spread(alive, 'ones'))
 
-  cut = {}
-  for writer, d in learned.items():
-    rows = unpadded(spec.by_name[writer].inputs[0])
-    cut[writer] = d.take(rows, axis=-2).take(unpadded(writer), axis=-1)
-  centre = {s: mean[unpadded(s)] for s, mean in means.items()}
-  means = {r: centre[spec.by_name[r].inputs[0]] for r in sites(spec).readers}
-  spread = width.Spread(cut, means)
-  return [width.gather(net, move, spread) for move in moves]
+def _started(key: Key, net: network.Network, laid: Laid) -> Laid:
+  """Random directions wherever none are given."""
+
+  def one(name, d):
+    given = np.abs(d).sum(axis=tuple(range(d.ndim - 1)), keepdims=True) > 0
+    own = rng(network.named_key(key, name))
+    return np.where(given, d, own.normal(size=d.shape).astype(d.dtype))
+
+  return laid._replace(
+    directions={name: one(name, d) for name, d in laid.directions.items()}
+  )
+
+
+def _prepared(net, capacity, laid: Laid, seen: Statistics, relative) -> Laid:
+  """Directions of the starting length, and shares by regression."""
+
+  def scaled(name, d):
+    factor = relative / np.maximum(seen.lengths[name], 1e-12)
+    factor = np.where(seen.lengths[name] > 0, factor, 0.0)
+    return (d * factor).astype(d.dtype)
+
+  directions = {name: scaled(name, d) for name, d in laid.directions.items()}
+  shares, sizes = {}, dict(sites(net.spec).columns)
+  for name, covariance in seen.covariances.items():
+    size, dtype = sizes[name], laid.shares[name].dtype
+    own = covariance[:size, :size].astype(float)
+    ridge = 1e-3 * np.trace(own) / size + 1e-12
+    precision = np.linalg.inv(own + ridge * np.eye(size))
+    found = -precision / np.diag(precision)[:, None]
+    np.fill_diagonal(found, 0.0)
+    shares[name] = np.zeros(laid.shares[name].shape, dtype)
+    shares[name][:size, :size] = found
+  return laid._replace(directions=directions, shares=shares)
+
+
+def _theta(net, move, theta, member, laid: Laid, gates: np.ndarray) -> Any:
+  """The parameters of one move out of what was learned."""
+  if isinstance(move, depth.Insert):
+    gate = move.names(net.spec)['_gate']
+    opening = np.clip(gates[member[0]], -1, 1)
+    return {**theta, gate: np.asarray(opening, theta[gate].dtype)}
+  return several.gather(
+    net,
+    move,
+    several.Spread(laid.directions, laid.means, laid.outgoing, laid.shares),
+  )
 
 
 @functools.lru_cache(maxsize=256)
-def _learner(
-  spec, loss, factor, draws, mass, steps, batch, relative, learning_rate
-):
-  """The compiled `fit`: scales, then learns, all directions of a network."""
-  schedule = optax.cosine_decay_schedule(learning_rate, max(steps, 1))
-  adam = optax.scale_by_adam()
-
-  def scaled(variables, directions, values):
-    linear = deltas(spec, variables, directions)
-
-    def one(name, d):
-      node = spec.by_name[name]
-      change = linear(node, values[node.inputs[0]])
-      spatial = tuple(range(change.ndim - 1))
-      ratio = values[name].std(axis=spatial) / (
-        change.std(axis=spatial) + 1e-12
-      )
-      return d * (relative * ratio)[(None,) * (d.ndim - 1)]
-
-    return {name: one(name, d) for name, d in directions.items()}
-
-  def estimate(directions, variables, found):
-    parts = split_parts(spec, variables, found, directions, mass)
-    curvature = jnp.square(parts.coefficients).mean(axis=(0, 1))
-    return (parts.linear.mean(axis=0) + curvature / 2).sum()
-
-  def started(directions, key):
-    """Random directions wherever none are given."""
-
-    def one(name, d):
-      given = jnp.abs(d).sum(axis=tuple(range(d.ndim - 1)), keepdims=True) > 0
-      own = network.named_key(key, name)
-      return jnp.where(given, d, jax.random.normal(own, d.shape, d.dtype))
-
-    return {name: one(name, d) for name, d in directions.items()}
+def _pusher(spec, blocks, loss, factor, mass):
+  """The compiled tangents of one structure, some moves at a time."""
 
   @jax.jit
-  def learn(variables, directions, data, key):
-    directions = started(directions, key)
-    find = functools.partial(
-      adjoints, spec, variables, loss=loss, factor=factor, draws=draws
-    )
+  def push(variables, laid, inputs, targets, key, weights):
     call = network.caller(spec, variables)
-    values = network.walk(spec, call, data.inputs[:batch])
-    directions = scaled(variables, directions, values)
+    values = network.walk(spec, call, inputs)
+    found = differences(spec, variables, values, laid, mass, blocks)
 
-    def centres(inputs):
-      values = network.walk(spec, call, inputs)
-      return {
-        s: values[s].mean(axis=tuple(range(values[s].ndim - 1)))
-        for s in sites(spec).sources
-      }
+    def outputs(injected: Injected):
+      return forward(spec, call, inputs, injected)[spec.output]
 
-    whole = data.inputs.shape[0] // batch
-    batches = data.inputs[: whole * batch].reshape(
-      (whole, batch, *data.inputs.shape[1:])
+    def one(row):
+      mask = jnp.broadcast_to(row[None], (inputs.shape[0], len(row)))
+      tangent = inject(spec, variables, laid, found, blocks, mask)
+      zero = jax.tree.map(jnp.zeros_like, tangent)
+      return jax.jvp(outputs, (zero,), (tangent,))
+
+    logits = values[spec.output]
+    slope = jax.grad(lambda out: loss(out, targets).sum())(logits)
+    vectors, before = factor(key, logits), loss(logits, targets)
+
+    def parts(row):
+      _, q = one(row)
+      rho = (vectors * q[None]).sum(axis=-1)
+      linearised = loss(logits + q, targets) - before
+      return (slope * q).sum(axis=-1), rho, linearised
+
+    return jax.vmap(parts)(weights)
+
+  return push
+
+
+def tangents(
+  *,
+  loss: Loss = tasks.cross_entropy,
+  factor: curvature.Factor | None = None,
+  batch: int = 256,
+  at_once: int = 16,
+) -> Estimator:
+  """Scores each move by its own forward-mode derivative (route A).
+
+  Exact where `gauss_newton` samples, at a forward pass for each move; and the
+  estimate of a move alone is that of the *linearised* network,
+  `mean loss(f + q) - loss(f)` with `q = J Delta` (growth specification,
+  1.3.2), which follows the loss further than its parabola. Interactions are
+  those of the parabola.
+
+  Args:
+    loss: `loss(outputs, targets) -> (batch,)`, in nats.
+    factor: as of `gauss_newton`; None for the exact one, for the losses in
+      `jaxnas.tasks`.
+    batch: examples at a time.
+    at_once: moves at a time; the number of moves is padded to a multiple.
+
+  Returns:
+    An `Estimator`; its `fit` is that of `gauss_newton(loss=loss)`.
+
+  Raises:
+    ValueError: as `gauss_newton`.
+
+  Example:
+    >>> from jaxnas import morphisms
+    >>> from jaxnas.spaces import seeds
+    >>> task = tasks.digits()
+    >>> net = network.init(
+    ...     seeds.chain(task.shape, (4, 4), task.outputs), jax.random.key(0))
+    >>> moves = [morphisms.prune({'conv1': [c]}) for c in range(4)]
+    >>> data = Data(task.prepare(task.valid.inputs), task.valid.targets)
+    >>> tangents().score(
+    ...     jax.random.key(1), net, moves, [None] * 4, data, ()).single().shape
+    (4,)
+  """
+  if batch < 1 or at_once < 1:
+    raise ValueError(
+      'tangents: batch and at_once must be at least 1, got '
+      f'batch={batch}, at_once={at_once}.'
     )
-    means = jax.tree.map(
-      lambda mean: mean.mean(axis=0), jax.lax.map(centres, batches)
-    )
+  exact = curvature.exact_of(loss) if factor is None else factor
 
-    def step(carry, i):
-      directions, state = carry
-      rows_key, own = jax.random.split(jax.random.fold_in(key, i))
-      rows = jax.random.choice(rows_key, data.targets.shape[0], (batch,))
-      found = find(data.inputs[rows], data.targets[rows], own)
-      grads = jax.grad(estimate)(directions, variables, found)
-      updates, state = adam.update(grads, state)
+  def score(key, net, moves, thetas, data, state):
+    del state
+    layout = lay_out(net, moves, thetas)
+    _check_directions(moves, thetas)
+    capacity = _capacity(net, layout.blocks)
+    spec, laid = capacity.net.spec, capacity.up(layout.laid)
+    push = _pusher(spec, layout.blocks, loss, exact, layout.mass)
+    whole = -(-len(moves) // at_once) * at_once
+    dtype = jnp.result_type(*jax.tree.leaves(net.variables['params']))
+    masks = np.zeros((whole, columns(spec, layout.blocks)), dtype)
+    for row, member in zip(masks, layout.members):
+      row[capacity.columns[list(member)]] = 1
+    found = []
+    for i, rows in enumerate(_batches(data, batch)):
+      own = jax.random.fold_in(key, i)
+      run = functools.partial(push, capacity.net.variables, laid, *rows, own)
+      chunks = [run(masks[j : j + at_once]) for j in range(0, whole, at_once)]
+      linear, rho, exactly = (
+        np.concatenate(part) for part in zip(*jax.device_get(chunks))
+      )
+      found.append((linear.T, rho.transpose((1, 2, 0)), exactly.T))
+    linear, rho, exactly = zip(*found)
+    linear = np.concatenate(linear)[:, : len(moves)]
+    rho = np.concatenate(rho, axis=1)[..., : len(moves)]
+    exactly = np.concatenate(exactly)[:, : len(moves)]
+    rest = np.square(rho).mean(axis=0) / 2
+    return scores(exactly - rest, rho)
 
-      def moved(d, u):
-        size = jnp.sqrt(
-          jnp.square(d).mean(axis=tuple(range(d.ndim - 1)), keepdims=True)
-        )
-        return d - schedule(i) * size * u
+  return gauss_newton(loss=loss, factor=factor, batch=batch)._replace(
+    score=score
+  )
 
-      return (jax.tree.map(moved, directions, updates), state), None
 
-    carry = (directions, adam.init(directions))
-    if steps:
-      carry, _ = jax.lax.scan(step, carry, jnp.arange(steps))
-    return carry[0], means
+def first_order(*, loss: Loss = tasks.cross_entropy, **knobs: Any) -> Estimator:
+  """Scores moves by the gradient alone: the control of `gauss_newton`.
 
-  return learn
+  Args:
+    loss: `loss(outputs, targets) -> (batch,)`, in nats.
+    **knobs: of `gauss_newton`, but for `factor`; with `steps`, directions run
+      along the gradient until `radius` stops them.
+
+  Returns:
+    An `Estimator` whose moves do not interact.
+
+  Example:
+    >>> judge = first_order(batch=64)
+  """
+  return gauss_newton(loss=loss, factor=curvature.flat(), **knobs)

@@ -9,9 +9,12 @@ from jaxnas.morphisms.base import respec as respec
 from jaxnas.morphisms.depth import insert as insert
 from jaxnas.morphisms.depth import remove as remove
 from jaxnas.morphisms.kernel import grow_kernel as grow_kernel
+from jaxnas.morphisms.outgoing import free_split as free_split
+from jaxnas.morphisms.outgoing import merge as merge
 from jaxnas.morphisms.pad import crop as crop
 from jaxnas.morphisms.pad import pad as pad
 from jaxnas.morphisms.pad import uncapped as uncapped
+from jaxnas.morphisms.several import unite as unite
 from jaxnas.morphisms.width import prune as prune
 from jaxnas.morphisms.width import split as split
 from jaxnas.morphisms.width import widen as widen

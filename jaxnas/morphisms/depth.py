@@ -85,7 +85,8 @@ class Insert:
       )
     return self.form
 
-  def _names(self, spec: specs.Spec) -> dict[str, str]:
+  def names(self, spec: specs.Spec) -> dict[str, str]:
+    """The names of the new nodes by their part in the block."""
     names, taken = {}, spec
     for part in ('', '_bn', '_act', '_out', '_gate', '_add'):
       names[part] = taken.fresh(f'{self.name}{part}')
@@ -97,7 +98,7 @@ class Insert:
     return specs.Conv(features, self.kernel)
 
   def _spec(self, spec: specs.Spec) -> specs.Spec:
-    form, names = self.resolved(spec), self._names(spec)
+    form, names = self.resolved(spec), self.names(spec)
     width = spec.shapes[self.after][-1]
     doubled = 2 * width if form == 'pair' else width
     chain = [('', self._linear(spec, doubled))]
@@ -125,15 +126,15 @@ class Insert:
     return specs.Spec((*nodes[:at], *added, *nodes[at:]), spec.output)
 
   def init(self, net: network.Network, key: jax.Array) -> base.Theta:
-    """Noise for the new kernels where they sit behind a closed gate.
+    """Noise for the kernels behind a closed gate, and the gate's opening.
 
-    Of the scale of a fresh kernel (He et al. 2015); for the exact identity
-    and pair forms there is no noise and theta is empty.
+    The noise has the scale of a fresh kernel (He et al. 2015), the opening is
+    zero; for the exact identity and pair forms theta is empty.
     """
     if self.resolved(net.spec) != 'residual':
       return {}
     after = network.shapes(self._spec(net.spec)).variables['params']
-    names, theta = self._names(net.spec), {}
+    names, theta = self.names(net.spec), {}
     dtype = _dtype(net)
     for part in ('', '_out'):
       shape = after[names[part]]['kernel'].shape
@@ -141,13 +142,14 @@ class Insert:
       theta[names[part]] = noise * np.sqrt(2 / np.prod(shape[:-1])).astype(
         dtype
       )
+    theta[names['_gate']] = jnp.zeros((), dtype)
     return theta
 
   def __call__(
     self, net: network.Network, theta: base.Theta
   ) -> network.Network:
     spec, form = self._spec(net.spec), self.resolved(net.spec)
-    names, dtype = self._names(net.spec), _dtype(net)
+    names, dtype = self.names(net.spec), _dtype(net)
     after = network.shapes(spec).variables
     variables = {c: dict(held) for c, held in net.variables.items()}
     added = [n for n in spec.by_name if n not in net.spec.by_name]
@@ -172,6 +174,10 @@ class Insert:
         kernel = _centred(matrix, params[name]['kernel'].shape).astype(dtype)
         noise = theta[name] if name in theta else np.zeros((), dtype)
         params[name] = {**params[name], 'kernel': kernel + noise}
+    if names['_gate'] in theta:
+      gate = params[names['_gate']]
+      alpha = gate['alpha'] + theta[names['_gate']]
+      params[names['_gate']] = {**gate, 'alpha': alpha}
     if self.norm:
       epsilon = spec.by_name[names['_bn']].op.epsilon
       ones = np.ones_like(params[names['_bn']]['scale'])
@@ -209,8 +215,8 @@ def insert(
   negative (Net2DeeperNet, Chen et al. 2016). `'pair'`: two layers around
   an activation s with x = s(x) - s(-x), for ReLU, GELU, SiLU, hard swish,
   softplus and (scaled) leaky ReLU. `'residual'`: x + alpha F(x) with the gate
-  alpha at zero and F two layers around any activation; with theta their
-  kernels start at random. `'auto'` takes the first that is exact.
+  alpha at zero and F two layers around any activation; theta holds their
+  random kernels, and how far the gate opens. `'auto'` takes the first that is exact.
 
   Args:
     after: the node whose readers will read the new layers.

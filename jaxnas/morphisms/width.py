@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -504,19 +504,7 @@ def prune(channels: Mapping[str, Sequence[int]]) -> Prune:
   return Prune(_by_group(channels))
 
 
-class Spread(NamedTuple):
-  """Parameters of splits and prunes over all channels of a network.
-
-  Attributes:
-    directions: `{writer: kernel-shaped}`, zero where nothing is split.
-    means: `{reader: (input axis,)}`, zero where nothing stands in.
-  """
-
-  directions: dict[str, Any]
-  means: dict[str, Any]
-
-
-def _positions(
+def positions(
   spec: specs.Spec, node: str, group: str, chosen: Sequence[int]
 ) -> np.ndarray:
   """Where channels lie in a node's axis, in the order given, copy by copy."""
@@ -529,94 +517,3 @@ def _positions(
   return np.concatenate(
     [found[rank + copy * len(chosen)] for copy in range(copies)]
   )
-
-
-def scatter(
-  net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
-) -> Spread:
-  """Lays parameters of splits and prunes out; None counts as zero."""
-  spec, params = net.spec, net.variables['params']
-  kernels = {
-    n.name: np.asarray(params[n.name]['kernel'])
-    for n in spec.nodes
-    if n.op.kind == 'mixing'
-  }
-  directions = {writer: np.zeros_like(k) for writer, k in kernels.items()}
-  means = {reader: np.zeros(k.shape[-2]) for reader, k in kernels.items()}
-  for move, theta in zip(moves, thetas, strict=True):
-    if theta is None:
-      continue
-    if isinstance(move, Prune):
-      for reader, values in theta.items():
-        means[reader][move.dropped(spec, reader)] = values
-      continue
-    for name, chosen in move.channels:
-      for writer, rows in theta.get(name, {}).items():
-        at = _positions(spec, writer, name, chosen)
-        directions[writer][..., at] = rows
-  return Spread(directions, means)
-
-
-def gather(net: network.Network, move: Any, spread: Spread) -> base.Theta:
-  """The parameters of one split or prune out of those of all channels."""
-  spec = net.spec
-  if isinstance(move, Prune):
-    return {
-      reader: spread.means[reader][move.dropped(spec, reader)].astype(
-        net.variables['params'][reader]['kernel'].dtype
-      )
-      for reader in move.compensated(spec)
-    }
-  table = groups.table(spec)
-  return {
-    name: {
-      writer: spread.directions[writer][
-        ..., _positions(spec, writer, name, chosen)
-      ]
-      for writer in table.groups[name].writers
-    }
-    for name, chosen in move.channels
-  }
-
-
-def merge(
-  net: network.Network, moves: Sequence[Any], thetas: Sequence[Any]
-) -> tuple[base.Morphism, base.Theta]:
-  """One move that makes many splits and prunes of one network together.
-
-  Every given move refers to the channels of `net`; splits are made first and
-  put twins last, so the prunes' channels stay where they are.
-
-  Args:
-    net: the network.
-    moves: splits of one mass, and prunes; no channel twice.
-    thetas: their parameters.
-
-  Returns:
-    The move (the identity for no moves) and its theta.
-
-  Raises:
-    ValueError: for other moves, or splits of different mass.
-  """
-  foreign = [m for m in moves if not isinstance(m, Split | Prune)]
-  masses = sorted({m.mass for m in moves if isinstance(m, Split)})
-  if foreign or len(masses) > 1:
-    raise ValueError(
-      'only splits of one mass and prunes can be made together, got '
-      f'{foreign or f"masses {masses}"}; choose among moves of one kind.'
-    )
-  spread, parts, held = scatter(net, moves, thetas), [], []
-  for kind in (Split, Prune):
-    channels: dict[str, list[int]] = {}
-    for move in moves:
-      if isinstance(move, kind):
-        for name, chosen in move.channels:
-          channels.setdefault(name, []).extend(chosen)
-    if channels:
-      united = _named({n: tuple(sorted(c)) for n, c in channels.items()})
-      mass = [m.mass for m in moves if isinstance(m, Split)][:1]
-      parts.append(Split(united, *mass) if kind is Split else Prune(united))
-      held.append(gather(net, parts[-1], spread))
-  if len(parts) < 2:
-    return base.compose(*parts), (held[0] if held else ())
-  return base.compose(*parts), tuple(held)

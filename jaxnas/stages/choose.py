@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxnas import combine, groups, layers, network
+from jaxnas import combine, groups, layers, morphisms, network
 from jaxnas.base import Candidate, Population, Stage
 from jaxnas.morphisms import width
 from jaxnas.spec import Spec
@@ -243,7 +243,7 @@ def _merged(rule: Rule, pending: Sequence[Candidate]) -> Candidate:
   if not choice.indices:
     return parent
   picked = [pending[i] for i in choice.indices]
-  move, theta = width.merge(
+  move, theta = morphisms.unite(
     parent.net, [m.move for m in picked], [m.theta for m in picked]
   )
   metrics = {

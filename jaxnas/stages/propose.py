@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from jaxnas import combine, morphisms, network
 from jaxnas.base import Population, Stage
-from jaxnas.estimators.gauss_newton import sites
+from jaxnas.estimators.injection import sites
 from jaxnas.morphisms import Morphism
 
 Moves = Callable[[network.Network], Iterable[Morphism]]

@@ -26,9 +26,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxnas import base
+from jaxnas.tasks.losses import accuracy, cross_entropy
 
 Arrays = tuple[np.ndarray, np.ndarray]
 Augment = Callable[[base.Key, jax.Array], jax.Array]
@@ -41,45 +41,6 @@ _MIRRORED_GREY = ('fashion_mnist',)
 
 # Images read from a TFDS source, or turned to float64, at a time.
 _CHUNK = 512
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Softmax cross-entropy of each example, in nats.
-
-  Args:
-    logits: (batch, classes) unnormalised log-probabilities.
-    labels: (batch,) integer classes.
-
-  Returns:
-    (batch,) losses, in float32 where the logits are narrower.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> logits = jnp.array([[0.0, 0.0], [0.0, 100.0]])
-    >>> [round(float(x), 4) for x in cross_entropy(logits, jnp.array([0, 1]))]
-    [0.6931, 0.0]
-  """
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """One for each example whose largest logit is its label's, else zero.
-
-  Args:
-    logits: (batch, classes) scores.
-    labels: (batch,) integer classes.
-
-  Returns:
-    (batch,) float32 zeros and ones.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> logits = jnp.array([[2.0, 1.0], [2.0, 1.0]])
-    >>> accuracy(logits, jnp.array([0, 1])).tolist()
-    [1.0, 0.0]
-  """
-  return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
 def normalise(mean: Sequence[float], std: Sequence[float]) -> Prepare:
