@@ -1,9 +1,11 @@
 """Whole jobs from plain settings: what `launch/train.py` runs."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -13,6 +15,8 @@ from jaxnas import (
   algorithms,
   combine,
   estimators,
+  groups,
+  morphisms,
   network,
   report,
   stages,
@@ -20,7 +24,7 @@ from jaxnas import (
   training,
   workdir,
 )
-from jaxnas.base import Candidate, Population, Stage, Task
+from jaxnas.base import Candidate, Estimator, Key, Population, Stage, Task
 from jaxnas.spaces import seeds
 from jaxnas.spec import Spec, to_json
 
@@ -184,8 +188,11 @@ _GROWTH_RULES = {
   'growth.price': (0, None),
   'growth.z': (0, None),
   'growth.limit': (0, None),
+  'growth.ratio': (0, None),
+  'growth.gain': (0, None),
   'growth.mass': (0.01, 0.99),
   'growth.tolerance': (0, None),
+  'growth.draws': (1, None),
   'growth.steps': (0, None),
   'growth.batch': (1, None),
   'growth.learn_examples': (1, None),
@@ -193,6 +200,188 @@ _GROWTH_RULES = {
   'optimizer.learning_rate': (0, None),
   'optimizer.weight_decay': (0, None),
 }
+
+
+def _gauss_newton(grow: Settings, task: Task) -> Estimator:
+  return estimators.gauss_newton(
+    loss=task.loss,
+    factor=estimators.sketch_of(task.loss, grow['draws']),
+    steps=grow['steps'],
+    batch=grow['batch'],
+  )
+
+
+def _first_order(grow: Settings, task: Task) -> Estimator:
+  return estimators.first_order(
+    loss=task.loss, steps=grow['steps'], batch=grow['batch']
+  )
+
+
+JUDGES: dict[str, Callable[[Settings, Task], Estimator]] = {
+  'gauss_newton': _gauss_newton,
+  'first_order': _first_order,
+  'magnitude': lambda grow, task: estimators.magnitude(),
+  'batch_norm_scale': lambda grow, task: estimators.batch_norm_scale(),
+  'mean_activation': lambda grow, task: estimators.mean_activation(),
+  'random': lambda grow, task: estimators.random(),
+  'brute_force': lambda grow, task: estimators.brute_force(loss=task.loss),
+}
+
+MOVES: dict[str, Callable[[Settings], stages.Moves]] = {
+  'split': lambda grow: stages.splits(mass=grow['mass']),
+  'free_split': lambda grow: stages.splits(
+    morphisms.free_split, mass=grow['mass']
+  ),
+  'prune': lambda grow: stages.prunes(),
+  'merge': lambda grow: stages.prunes(morphisms.merge),
+  'insert': lambda grow: stages.inserts(),
+}
+
+RULES = {
+  'jointly': stages.jointly,
+  'independently': stages.independently,
+}
+
+
+def _one_of(name: str, value: str, legal: Mapping[str, Any]) -> None:
+  if value not in legal:
+    raise ValueError(
+      f'--config.{name} must be one of {", ".join(legal)}, got {value!r}.'
+    )
+
+
+def _check_growth(settings: Settings) -> None:
+  """What can be refused of a growth job before the data are read."""
+  check(settings, _GROWTH_RULES)
+  _check_net(settings)
+  make_optimizer(settings, 1)  # Refuses a name that it does not know.
+  grow = settings['growth']
+  if 0 < grow['ratio'] < 1:
+    raise ValueError(
+      '--config.growth.ratio must be 0 (no bound) or at least 1, got '
+      f'{grow["ratio"]}.'
+    )
+  _one_of('growth.judge', grow['judge'], JUDGES)
+  _one_of('growth.rule', grow['rule'], RULES)
+  for move in grow['moves'].split('-'):
+    _one_of('growth.moves', move, MOVES)
+
+
+class _Job(NamedTuple):
+  """A job under way: what its searches share."""
+
+  settings: Settings
+  task: Task
+  spec: Spec
+  key: Key
+  path: pathlib.Path
+  show: Any
+
+  @property
+  def batch(self) -> int:
+    return min(self.settings['batch'], len(self.task.train.targets))
+
+  @property
+  def per_epoch(self) -> int:
+    """Optimizer steps in an epoch."""
+    return len(self.task.train.targets) // self.batch
+
+
+def _begin(config: Settings, folder: workdir.Folder, console) -> _Job:
+  settings = resolve(config)
+  _check_growth(settings)
+  task = make_task(settings)
+  spec = make_seed(settings, task)
+  path = workdir.claim(folder, settings)
+  workdir.write_atomically(path / 'seed.json', to_json(spec, indent=1))
+  console.print(
+    f'{task.name}: {len(task.train.targets):,} training, '
+    f'{len(task.valid.targets):,} validation and {len(task.test.targets):,} '
+    f'test examples; seed {settings["net"]["name"]} {report.widths(spec)} '
+    f'with {network.param_count(spec):,} parameters; {jax.device_count()} '
+    f'{jax.default_backend()} device(s); {path}',
+    highlight=False,
+  )
+  key = jax.random.key(settings['seed'])
+  return _Job(settings, task, spec, key, path, None)
+
+
+def _conduct(
+  job: _Job, name: str, stage: Stage, spec: Spec, generations: int
+) -> Population:
+  net = network.init(spec, network.named_key(job.key, f'{name}/init'))
+  search = workdir.Search(
+    name,
+    network.named_key(job.key, name),
+    stage,
+    Population((Candidate(network.to_host(net)),)),
+    generations,
+  )
+  return workdir.conduct(
+    job.path, search, settings=job.settings, report=job.show
+  )
+
+
+def _grow(
+  job: _Job, name: str, grow: Settings, generations: int, tolerance: float
+) -> Population:
+  """Grows the seed as the settings `grow` say."""
+  settings, task = job.settings, job.task
+  steps = generations * settings['epochs'] * job.per_epoch
+  rule = RULES[grow['rule']](
+    price=grow['price'],
+    z=grow['z'],
+    limit=grow['limit'] or None,
+    ratio=grow['ratio'] or math.inf,
+    tolerance=tolerance,
+  )
+  if grow['confirm']:
+    rule = stages.confirmed(rule, task, price=grow['price'])
+  stage = algorithms.growth(
+    task,
+    make_optimizer(settings, steps),
+    JUDGES[grow['judge']](grow, task),
+    rule,
+    moves=[MOVES[move](grow) for move in grow['moves'].split('-')],
+    epochs=settings['epochs'],
+    batch=job.batch,
+    rounds=grow['rounds'],
+    learn_examples=grow['learn_examples'],
+    score_examples=grow['score_examples'],
+    tolerance=grow['tolerance'],
+  )
+  return _conduct(job, name, stage, job.spec, generations)
+
+
+def _baseline(
+  job: _Job, name: str, spec: Spec, examples: int
+) -> dict[str, Any]:
+  """Trains a network from scratch for so many examples."""
+  epochs = job.settings['epochs']
+  total = math.ceil(examples / (job.per_epoch * job.batch))
+  tx = make_optimizer(job.settings, total * job.per_epoch)
+  whole, rest = divmod(total, epochs)
+  train = functools.partial(stages.train, job.task, tx, batch=job.batch)
+  stage = combine.chain(
+    combine.when(lambda p: p.generation < whole, train(epochs=epochs)),
+    combine.when(lambda p: p.generation >= whole, train(epochs=rest)),
+    stages.measure(job.task),
+  )
+  last = _conduct(job, name, stage, spec, whole + (rest > 0))
+  return _row(last, job.task)
+
+
+def _finish(job: _Job, summary: dict[str, Any], console, rows, grown) -> None:
+  workdir.write_atomically(
+    job.path / 'summary.json', json.dumps(summary, indent=2) + '\n'
+  )
+  report.html(job.path)
+  console.print(report.results(rows))
+  console.print(
+    f'grown widths {report.widths(grown.net.spec)}; everything is in '
+    f'{job.path}',
+    highlight=False,
+  )
 
 
 def growth(
@@ -224,116 +413,143 @@ def growth(
       was made with, and for checkpoints that cannot be trusted.
   """
   console = console or rich.console.Console()
-  settings = resolve(config)
-  check(settings, _GROWTH_RULES)
-  _check_net(settings)
-  make_optimizer(settings, 1)  # Refuses a name that it does not know.
-  task = make_task(settings)
-  spec = make_seed(settings, task)
-  key = jax.random.key(settings['seed'])
-  path = workdir.claim(folder, settings)
-  workdir.write_atomically(path / 'seed.json', to_json(spec, indent=1))
-  epochs, batch = settings['epochs'], settings['batch']
-  batch = min(batch, len(task.train.targets))
-  per_epoch = len(task.train.targets) // batch
-  grow = settings['growth']
-
-  def conduct(name: str, stage: Stage, spec: Spec, generations: int):
-    net = network.init(spec, network.named_key(key, f'{name}/init'))
-    search = workdir.Search(
-      name,
-      network.named_key(key, name),
-      stage,
-      Population((Candidate(network.to_host(net)),)),
-      generations,
-    )
-    return workdir.conduct(path, search, settings=settings, report=show)
-
-  def baseline(name: str, spec: Spec, examples: int) -> dict[str, Any]:
-    total = math.ceil(examples / (per_epoch * batch))
-    tx = make_optimizer(settings, total * per_epoch)
-    whole, rest = divmod(total, epochs)
-    stage = combine.chain(
-      combine.when(
-        lambda population: population.generation < whole,
-        stages.train(task, tx, epochs=epochs, batch=batch),
-      ),
-      combine.when(
-        lambda population: population.generation >= whole,
-        stages.train(task, tx, epochs=rest, batch=batch),
-      ),
-      stages.measure(task),
-    )
-    last = conduct(name, stage, spec, whole + (rest > 0))
-    return _row(last, task)
-
-  console.print(
-    f'{task.name}: {len(task.train.targets):,} training, '
-    f'{len(task.valid.targets):,} validation and {len(task.test.targets):,} '
-    f'test examples; seed {settings["net"]["name"]} {report.widths(spec)} '
-    f'with {network.param_count(spec):,} parameters; {jax.device_count()} '
-    f'{jax.default_backend()} device(s); {path}',
-    highlight=False,
-  )
+  job = _begin(config, folder, console)
   with report.progress(console) as show:
-    stage = algorithms.growth(
-      task,
-      make_optimizer(settings, settings['generations'] * epochs * per_epoch),
-      estimators.gauss_newton(
-        loss=task.loss, steps=grow['steps'], batch=grow['batch']
-      ),
-      epochs=epochs,
-      batch=batch,
-      rounds=grow['rounds'],
-      price=grow['price'],
-      z=grow['z'],
-      limit=grow['limit'] or None,
-      mass=grow['mass'],
-      learn_examples=grow['learn_examples'],
-      score_examples=grow['score_examples'],
-      tolerance=grow['tolerance'],
-    )
-    last = conduct('growth', stage, spec, settings['generations'])
+    job = job._replace(show=show)
+    grow, generations = job.settings['growth'], job.settings['generations']
+    last = _grow(job, 'growth', grow, generations, grow['gain'])
     grown = workdir.leader(last)
-    workdir.save_network(path / 'best', grown.net)
-    summary = _row(last, task)
+    workdir.save_network(job.path / 'best', grown.net)
+    summary = _row(last, job.task)
     names = ('seed_same_examples', 'final_from_scratch')
     summary['baselines'] = {
-      name: baseline(name, start, summary['examples'])
-      for name, start in zip(names, (spec, grown.net.spec))
+      name: _baseline(job, name, start, summary['examples'])
+      for name, start in zip(names, (job.spec, grown.net.spec))
     }
-  workdir.write_atomically(
-    path / 'summary.json', json.dumps(summary, indent=2) + '\n'
-  )
-  report.html(path)
-  console.print(
-    report.results(
-      {
-        'grown': summary,
-        'seed, same examples': summary['baselines']['seed_same_examples'],
-        'final from scratch': summary['baselines']['final_from_scratch'],
-      }
-    )
-  )
-  console.print(
-    f'grown widths {report.widths(grown.net.spec)}; everything is in {path}',
-    highlight=False,
-  )
+  rows = {
+    'grown': summary,
+    'seed, same examples': summary['baselines']['seed_same_examples'],
+    'final from scratch': summary['baselines']['final_from_scratch'],
+  }
+  _finish(job, summary, console, rows, grown)
   return summary
+
+
+def uniform(spec: Spec, params: int) -> Spec:
+  """A spec with all groups wider by one factor: the width multiplier.
+
+  Args:
+    spec: the seed.
+    params: how many parameters it is to have, about.
+
+  Returns:
+    The spec nearest in its number of parameters.
+
+  Example:
+    >>> report.widths(uniform(seeds.mlp((4,), (8, 4), 3), 400))
+    '23-12'
+  """
+  sizes = {g.name: g.size for g in groups.growable(spec)}
+  count = stages.parameters(spec)
+
+  def wider(factor: float) -> dict[str, int]:
+    return {n: max(1, round(size * factor)) for n, size in sizes.items()}
+
+  steps = [1 + i / 200 for i in range(200 * 100)]
+  factor = min(steps, key=lambda f: abs(count(wider(f)) - params))
+  return groups.resized(spec, wider(factor))
+
+
+def race(
+  config: Settings,
+  folder: workdir.Folder,
+  *,
+  console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+  """Grows one seed by several judges, at equal parameters and examples.
+
+  Every arm splits channels until the network has `growth.ratio` times its
+  parameters, in each of `growth.rounds` rounds: by `gauss_newton` (directions
+  learned and sets chosen jointly), by `first_order` (directions learned on the
+  first order alone, moves chosen one by one), and by `random` (random
+  directions of random channels). Beside them are trained from scratch: the
+  seed widened uniformly to as many parameters, the architecture that
+  Gauss-Newton found, and the seed. All see as many examples as the first arm,
+  learning and scoring included, with the learning rate's schedule over all of
+  them.
+
+  Args:
+    config: settings, as `configs/race_cifar10.py` returns them.
+    folder: the workdir.
+    console: where to show progress; None for standard output.
+
+  Returns:
+    What is written to `summary.json`: for each arm under `arms`
+    `test_accuracy`, `params`, `examples`, `compilations`, `seconds`.
+
+  Raises:
+    ValueError: as `growth`, and without a ratio.
+  """
+  console = console or rich.console.Console()
+  job = _begin(config, folder, console)
+  grow, generations = job.settings['growth'], job.settings['generations']
+  if not grow['ratio']:
+    raise ValueError(
+      'a race needs --config.growth.ratio, by which parameters grow in a '
+      'round, of at least 1; got 0.'
+    )
+  controls = {
+    'first_order': {'judge': 'first_order', 'rule': 'independently'},
+    'random': {'judge': 'random', 'rule': 'independently'},
+  }
+  with report.progress(console) as show:
+    job = job._replace(show=show)
+    last = _grow(job, 'gauss_newton', grow, generations, -math.inf)
+    grown = workdir.leader(last)
+    workdir.save_network(job.path / 'best', grown.net)
+    arms = {'gauss_newton': _row(last, job.task)}
+    examples, params = (arms['gauss_newton'][k] for k in ('examples', 'params'))
+    each = job.settings['epochs'] * job.per_epoch * job.batch
+    for name, change in controls.items():
+      learns = grow['rounds'] * _looks(grow, change['judge'], job)
+      whole = math.ceil((examples - learns) / each)
+      last = _grow(job, name, {**grow, **change}, whole, -math.inf)
+      arms[name] = _row(last, job.task)
+    for name, spec in (
+      ('uniform_from_scratch', uniform(job.spec, params)),
+      ('final_from_scratch', grown.net.spec),
+      ('seed_same_examples', job.spec),
+    ):
+      arms[name] = _baseline(job, name, spec, examples)
+  summary = {'arms': arms}
+  _finish(job, summary, console, arms, grown)
+  return summary
+
+
+def _looks(grow: Settings, judge: str, job: _Job) -> int:
+  """Examples that a judge learns from and scores on in a round, about."""
+  if judge == 'random':
+    return 0
+  half = len(job.task.train.targets) // 2
+  learn = min(grow['learn_examples'], half)
+  score = min(grow['score_examples'], half)
+  return learn + score + grow['steps'] * min(grow['batch'], learn)
 
 
 def _row(population: Population, task: Task) -> dict[str, Any]:
   best = workdir.leader(population)
+  spent = population.spent
   return {
     'test_accuracy': training.evaluate(best.net, task, task.test).metric,
     'params': network.param_count(best.net),
-    'examples': population.spent.examples,
-    'compilations': population.spent.compilations,
-    'seconds': population.spent.seconds,
+    'examples': spent.examples,
+    'compilations': spent.compilations,
+    'compiling': spent.compiling,
+    'seconds': spent.seconds,
   }
 
 
-JOBS = {'growth': growth}
+JOBS = {'growth': growth, 'race': race}
 
 
 def run(
@@ -347,8 +563,5 @@ def run(
   Raises:
     ValueError: for an unknown job.
   """
-  if config['job'] not in JOBS:
-    raise ValueError(
-      f'--config.job must be one of {", ".join(JOBS)}, got {config["job"]!r}.'
-    )
+  _one_of('job', config['job'], JOBS)
   return JOBS[config['job']](config, folder, console=console)

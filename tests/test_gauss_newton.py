@@ -804,7 +804,7 @@ def test_joint_choice_predicts_the_built_network_and_independent_does_not(
 
   joint = stages.jointly(price=1e-6, limit=20)(members)
   count, true = len(joint.indices), measured(joint)
-  alone = stages.independently(price=1e-6, count=count)(members)
+  alone = stages.independently(price=1e-6, limit=count)(members)
   figures = {
     'joint': (joint.predicted, true),
     'independent': (alone.predicted, measured(alone)),

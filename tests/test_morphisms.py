@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxnas import groups, morphisms, network, testing
 from jaxnas import spec as specs
-from jaxnas.morphisms import base, depth, kernel, width
+from jaxnas.morphisms import base, depth, kernel, several, width
 from jaxnas.spaces import seeds
 
 # Programs here run once or a few times.

@@ -99,7 +99,7 @@ def test_expand_offers_no_prune_of_a_last_channel():
 def test_expand_keeps_two_members_with_one_network_apart():
   twin = member((2,))
   made = update(stages.expand(stages.splits()), twin, twin)
-  rule = stages.choose(lambda pending: Choice((), 0.0))
+  rule = stages.choose(lambda pending: Choice((), ()))
   assert len(update(rule, *made.members).members) == 2
 
 
@@ -218,7 +218,7 @@ def test_jointly_sees_that_equal_moves_are_redundant():
   choice = stages.jointly(price=0.0)(pending)
   assert choice.indices == (0,)
   assert choice.predicted == pytest.approx(-0.6 + 0.5)
-  control = stages.independently(price=0.0, count=3)(pending)
+  control = stages.independently(price=0.0, limit=3)(pending)
   assert control.predicted == pytest.approx(3 * -0.1)
   true = 3 * -0.6 + 0.5 * 9  # All three together overshoot.
   assert true > 0 > control.predicted

@@ -1,6 +1,7 @@
 """Gauss-Newton growth of a network while it trains."""
 
 import math
+from collections.abc import Sequence
 
 import optax
 
@@ -12,14 +13,12 @@ def growth(
   task: Task,
   tx: optax.GradientTransformation,
   estimator: Estimator,
+  rule: stages.Rule,
   *,
+  moves: Sequence[stages.Moves] = (stages.splits(), stages.prunes()),
   epochs: int,
   batch: int,
   rounds: int,
-  price: float,
-  z: float = 1.0,
-  limit: int | None = None,
-  mass: float = 0.3,
   learn_examples: int = 4096,
   score_examples: int = 2048,
   tolerance: float = math.inf,
@@ -31,11 +30,11 @@ def growth(
   growth. One generation
 
   1. trains the network for `epochs`;
-  2. in the first `rounds` generations, proposes to split and to prune every
-     channel, learns all split directions at once on the Gauss-Newton
-     estimate, scores all moves on other examples, chooses a set by its
-     *joint* estimate under one price for parameters, makes it, and measures
-     it on the validation split;
+  2. in the first `rounds` generations, proposes moves (to split and to prune
+     every channel), learns the parameters of all of them at once on the
+     estimator's own estimate, scores them on other examples, chooses a set by
+     the rule (by its *joint* estimate under one price), makes it, and
+     measures it on the validation split;
   3. measures the network.
 
   Departs from the paper in what is not public of it: the protocol (epochs,
@@ -45,15 +44,14 @@ def growth(
   Args:
     task: the task.
     tx: the optimizer; its state follows every move.
-    estimator: such as `jaxnas.estimators.gauss_newton(steps=60)`.
+    estimator: such as `jaxnas.estimators.gauss_newton(steps=60)`; the judges
+      beside it are controls.
+    rule: such as `jaxnas.stages.jointly(price=1e-6)`, under which a split must
+      gain what its parameters cost, and a prune may cost what it saves.
+    moves: what is proposed, see `jaxnas.stages.splits`.
     epochs: of training in a generation.
     batch: training examples in a step.
     rounds: generations that grow; later ones only train.
-    price: lambda_p, nats per parameter; a split must gain it, a prune may
-      cost it.
-    z: standard errors by which a move must be better than its price.
-    limit: moves in one round at most; None for no limit.
-    mass: share of the outgoing weight that a twin takes.
     learn_examples: training examples to learn directions from, a round.
     score_examples: training examples to score moves on, a round.
     tolerance: nats that the validation loss may rise by a round's moves
@@ -70,7 +68,8 @@ def growth(
     >>> seed = seeds.chain(task.shape, (4, 'M', 4), task.outputs)
     >>> net = network.init(seed, jax.random.key(0))
     >>> stage = growth(task, optax.adam(1e-2), estimators.gauss_newton(),
-    ...                epochs=1, batch=64, rounds=1, price=1e-6, limit=4)
+    ...                stages.jointly(price=1e-6, limit=4),
+    ...                epochs=1, batch=64, rounds=1)
     >>> start = base.Population((base.Candidate(net),))
     >>> grown, _ = run(jax.random.key(1), stage, start, until=1)
     >>> grown.generation, [e.kind for e in grown.members[0].lineage]
@@ -81,10 +80,10 @@ def growth(
     return population.generation < rounds
 
   grow = combine.chain(
-    stages.expand(stages.splits(mass=mass), stages.prunes()),
+    stages.expand(*moves),
     stages.learn(estimator, task, examples=learn_examples),
     stages.judge(estimator, task, examples=score_examples),
-    stages.choose(stages.jointly(price=price, z=z, limit=limit)),
+    stages.choose(rule),
     stages.realise(task, tolerance=tolerance),
     name='grow',
   )

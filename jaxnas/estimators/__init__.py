@@ -1,8 +1,11 @@
 """Estimators: what a move would do, without making it."""
 
+from jaxnas.estimators.brute_force import brute_force as brute_force
+from jaxnas.estimators.curvature import exact_of as exact_of
 from jaxnas.estimators.curvature import flat as flat
 from jaxnas.estimators.curvature import gated as gated
 from jaxnas.estimators.curvature import outgoing as outgoing
+from jaxnas.estimators.curvature import sketch_of as sketch_of
 from jaxnas.estimators.curvature import softmax_exact as softmax_exact
 from jaxnas.estimators.curvature import softmax_labels as softmax_labels
 from jaxnas.estimators.curvature import softmax_sketch as softmax_sketch
@@ -12,3 +15,7 @@ from jaxnas.estimators.curvature import squares_sketch as squares_sketch
 from jaxnas.estimators.gauss_newton import first_order as first_order
 from jaxnas.estimators.gauss_newton import gauss_newton as gauss_newton
 from jaxnas.estimators.gauss_newton import tangents as tangents
+from jaxnas.estimators.heuristics import batch_norm_scale as batch_norm_scale
+from jaxnas.estimators.heuristics import magnitude as magnitude
+from jaxnas.estimators.heuristics import mean_activation as mean_activation
+from jaxnas.estimators.heuristics import random as random

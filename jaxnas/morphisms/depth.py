@@ -216,7 +216,8 @@ def insert(
   an activation s with x = s(x) - s(-x), for ReLU, GELU, SiLU, hard swish,
   softplus and (scaled) leaky ReLU. `'residual'`: x + alpha F(x) with the gate
   alpha at zero and F two layers around any activation; theta holds their
-  random kernels, and how far the gate opens. `'auto'` takes the first that is exact.
+  random kernels, and how far the gate opens. `'auto'` takes the first that is
+  exact.
 
   Args:
     after: the node whose readers will read the new layers.

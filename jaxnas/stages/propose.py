@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from jaxnas import combine, morphisms, network
+from jaxnas import spec as specs
 from jaxnas.base import Population, Stage
 from jaxnas.estimators.injection import sites
 from jaxnas.morphisms import Morphism
@@ -10,28 +11,88 @@ from jaxnas.morphisms import Morphism
 Moves = Callable[[network.Network], Iterable[Morphism]]
 
 
-def splits(*, mass: float = 0.3) -> Moves:
+def splits(
+  make: Callable[..., Morphism] = morphisms.split, *, mass: float = 0.3
+) -> Moves:
   """The split of every channel whose group can be scored.
 
   Args:
+    make: `jaxnas.morphisms.split` or `free_split`.
     mass: see `jaxnas.morphisms.split`.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.mlp((4,), (2,), 3), jax.random.key(0))
+    >>> len(list(splits()(net)))
+    2
   """
 
   def moves(net):
     for name, size in sites(net.spec).columns:
       for channel in range(size):
-        yield morphisms.split({name: [channel]}, mass=mass)
+        yield make({name: [channel]}, mass=mass)
 
   return moves
 
 
-def prunes() -> Moves:
-  """The prune of every channel whose group can be scored and has others."""
+def prunes(make: Callable[..., Morphism] = morphisms.prune) -> Moves:
+  """The prune of every channel whose group can be scored and has others.
+
+  Args:
+    make: `jaxnas.morphisms.prune` or `merge`.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.mlp((4,), (1,), 3), jax.random.key(0))
+    >>> len(list(prunes(morphisms.merge)(net)))
+    0
+  """
 
   def moves(net):
     for name, size in sites(net.spec).columns:
       for channel in range(size if size > 1 else 0):
-        yield morphisms.prune({name: [channel]})
+        yield make({name: [channel]})
+
+  return moves
+
+
+def inserts(
+  *,
+  kernel: tuple[int, int] = (3, 3),
+  activation: str = 'relu',
+  norm: bool = False,
+) -> Moves:
+  """A gated residual block behind every activation that one can follow.
+
+  Args:
+    kernel: of the new convolutions.
+    activation: of the block.
+    norm: whether a batch norm follows its first layer.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.mlp((4,), (2,), 3), jax.random.key(0))
+    >>> [move.after for move in inserts()(net)]
+    ['act1']
+  """
+
+  def moves(net):
+    spec = net.spec
+    for node in spec.nodes:
+      shaped = len(spec.shapes[node.name]) in (1, 3)
+      activated = isinstance(node.op, specs.Activation)
+      if activated and shaped and node.name != spec.output:
+        yield morphisms.insert(
+          node.name,
+          form='residual',
+          kernel=kernel,
+          activation=activation,
+          norm=norm,
+          name=f'{node.name}_block',
+        )
 
   return moves
 
