@@ -27,12 +27,14 @@ class Cost(NamedTuple):
     evaluations: networks measured on a split.
     compilations: programs compiled by XLA in the processes that ran it.
     seconds: wall time of the stages.
+    compiling: the part of `seconds` in which JAX traced, lowered or compiled.
   """
 
   examples: int = 0
   evaluations: int = 0
   compilations: int = 0
   seconds: float = 0.0
+  compiling: float = 0.0
 
   def add(self, **amounts: float) -> 'Cost':
     """This cost with the given amounts added."""

@@ -84,14 +84,14 @@ def generation_line(
     left: seconds left, by the mean of the generations so far.
   """
   best = workdir.leader(population)
-  metrics = best.metrics
+  metrics, spent = best.metrics, population.spent
   parts = [
     f'{population.generation:>4}/{search.generations}',
     f'valid {100 * metrics.get("valid_metric", float("nan")):5.1f} %',
     f'loss {metrics.get("train_loss", float("nan")):.3f}',
     f'params {metrics.get("params", 0):>8,}',
-    f'compiled {population.spent.compilations:>3}',
-    f'{population.spent.seconds:5.0f} s, {left:.0f} s left',
+    f'compiled {spent.compilations:>3} in {spent.compiling:.0f} s',
+    f'{spent.seconds:5.0f} s, {left:.0f} s left',
   ]
   parts += [describe(event) for event in _events(population)]
   return '  '.join(parts)
@@ -136,20 +136,19 @@ def results(rows: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
 
   Args:
     rows: for each name `test_accuracy`, `params`, `examples`, `compilations`
-      and `seconds`.
+      and `seconds`; and, if known, `compiling`.
   """
   table = rich.table.Table(title='Results on the test split')
   table.add_column('network')
-  for title in ('accuracy', 'parameters', 'examples', 'compiled', 'seconds'):
-    table.add_column(title, justify='right')
+  for name in ('test_accuracy', 'params', 'examples', *_TIMES):
+    table.add_column(_TITLES[name], justify='right')
   for name, row in rows.items():
     table.add_row(
       name,
       f'{row["test_accuracy"]:.4f}',
       f'{row["params"]:,}',
       f'{row["examples"]:,}',
-      f'{row["compilations"]}',
-      f'{row["seconds"]:.1f}',
+      *('' if name not in row else _number(name, row[name]) for name in _TIMES),
     )
   return table
 
@@ -329,7 +328,9 @@ _TITLES = {
   'evaluations': 'evaluations',
   'compilations': 'compiled',
   'seconds': 'seconds',
+  'compiling': 'compiling',
 }
+_TIMES = ('compilations', 'seconds', 'compiling')
 
 
 def _results(summary: Mapping[str, Any]) -> str:
@@ -357,7 +358,7 @@ def _results(summary: Mapping[str, Any]) -> str:
 def _number(name: str, value: Any) -> Any:
   """A measurement as it is written in tables."""
   if isinstance(value, float):
-    return f'{value:,.1f}' if name == 'seconds' else f'{value:.4f}'
+    return f'{value:,.1f}' if name in _TIMES else f'{value:.4f}'
   return f'{value:,}' if isinstance(value, int) else value
 
 
@@ -419,7 +420,7 @@ def _move_words(event: Event) -> str:
 
 def _cost(searches: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
   """What each search has spent by its last generation."""
-  names = ('examples', 'evaluations', 'compilations', 'seconds')
+  names = ('examples', 'evaluations', *_TIMES)
   rows = [
     (
       _spaced(search),

@@ -1,13 +1,86 @@
 """The only loop: generations of a stage, counted, saved and watched."""
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxnas.base import Key, Population, Stage
+
+# What JAX reports the duration of between a call and a program that can run.
+_TRACE = '/jax/core/compile/jaxpr_trace_duration'
+_LOWER = '/jax/core/compile/jaxpr_to_mlir_module_duration'
+_COMPILE = '/jax/core/compile/backend_compile_duration'
+
+
+class Compiled(NamedTuple):
+  """What JAX compiled while it was watched; both lists grow meanwhile.
+
+  Attributes:
+    programs: the seconds XLA took for each program.
+    spans: (start, end), by `time.monotonic`, of all tracing, lowering and
+      compiling. Spans may lie within each other.
+  """
+
+  programs: list[float]
+  spans: list[tuple[float, float]]
+
+
+@contextlib.contextmanager
+def watch_compiler() -> Iterator[Compiled]:
+  """Watches JAX compile while it is open.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> with watch_compiler() as seen:
+    ...   _ = jax.jit(lambda x: x * 3 + 1)(jnp.arange(7.0))
+    >>> covered(seen.spans) > sum(seen.programs) > 0
+    True
+  """
+  opened = time.monotonic()
+  seen = Compiled([], [])
+
+  def listen(event: str, seconds: float, **details: Any) -> None:
+    del details
+    if event in (_TRACE, _LOWER, _COMPILE):
+      end = time.monotonic()
+      # JAX times by a clock that may be set while it runs.
+      start = min(max(end - seconds, opened), end)
+      seen.spans.append((start, end))
+    if event == _COMPILE:
+      seen.programs.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield seen
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+  """The length of the union of spans: what lies in two of them counts once.
+
+  A program traced or compiled while another is traced has its own event
+  within the other's, so their durations cannot be added up.
+
+  Args:
+    spans: (start, end) pairs in any order.
+
+  Returns:
+    The length, in the unit of the spans.
+
+  Example:
+    >>> covered([(5.0, 6.0), (0.0, 3.0), (1.0, 2.0), (2.0, 4.0)])
+    5.0
+  """
+  total, until = 0.0, -math.inf
+  for start, end in sorted(spans):
+    total += max(end - max(start, until), 0.0)
+    until = max(until, end)
+  return total
 
 
 @contextlib.contextmanager
@@ -25,18 +98,8 @@ def count_compilations() -> Iterator[list[float]]:
     >>> len(compiled) >= 1
     True
   """
-  compiled: list[float] = []
-
-  def listen(event: str, seconds: float, **details: Any) -> None:
-    del details
-    if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(seconds)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield compiled
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
+  with watch_compiler() as seen:
+    yield seen.programs
 
 
 def run(
@@ -81,11 +144,13 @@ def run(
   state = stage.init(population) if state is None else state
   while not until(population):
     started = time.monotonic()
-    with count_compilations() as compiled:
+    with watch_compiler() as seen:
       own = jax.random.fold_in(key, population.generation)
       population, state = stage.update(own, population, state)
     spent = population.spent.add(
-      compilations=len(compiled), seconds=time.monotonic() - started
+      compilations=len(seen.programs),
+      seconds=time.monotonic() - started,
+      compiling=covered(seen.spans),
     )
     population = population._replace(
       generation=population.generation + 1, spent=spent

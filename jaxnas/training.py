@@ -74,8 +74,9 @@ def fit(
   """Trains a network for whole epochs over `task.train`.
 
   Data stay on the device; an epoch is one compiled program, shared by all
-  networks of the same buckets. Each epoch is a fresh permutation, of which an
-  incomplete last batch is left out.
+  networks of the same buckets, and the only one that a fit compiles: the
+  optimizer's fresh state is made in it. Each epoch is a fresh permutation, of
+  which an incomplete last batch is left out.
 
   Args:
     key: draws the order, augmentation and dropout.
@@ -84,7 +85,8 @@ def fit(
     tx: the optimizer.
     epochs: passes over the training split.
     batch: examples in a step; all of them if there are fewer.
-    opt_state: the optimizer's state; None for a fresh one.
+    opt_state: the optimizer's state; None for a fresh one, which no epochs
+      leave None.
 
   Raises:
     ValueError: for a batch below one, and for an optimizer whose state cannot
@@ -114,21 +116,26 @@ def fit(
   batch = min(batch, len(task.train.targets))
   move = padding(net.spec)
   start = network.to_host(net)
-  if opt_state is None:
-    padded, state = move(start, ()), None
-    state = _fresh(tx)(padded.variables['params'])
+  fresh = opt_state is None
+  if fresh:
+    padded = move(start, ())
+    state = _blank(tx, padded.variables['params'])
     # Refuses, before anything is trained, what could not follow a move.
     morphisms.carry_state(morphisms.identity(), padded.spec, state)
   else:
     padded, state = morphisms.morph(
       move, start, theta=(), opt_state=network.to_host(opt_state)
     )
+  if not epochs:
+    return Fit(start, None if fresh else network.to_host(opt_state), (), 0, 0)
   epoch = _epoch(padded.spec, tx, task.loss, task.prepare, task.augment, batch)
   variables, state = jax.device_put((padded.variables, state))
   losses = []
   for i in range(epochs):
-    own = jax.random.fold_in(key, i)
-    variables, state, loss = epoch(variables, state, task.train, own)
+    variables, state, loss = epoch(
+      *(variables, state, np.bool_(fresh and not i)),
+      *(task.train, key, np.int32(i)),
+    )
     losses.append(loss)
   padded = network.to_host(network.Network(variables, padded.spec))
   net, state = morphisms.morph(
@@ -141,9 +148,10 @@ def fit(
   return Fit(net, state, tuple(map(float, losses)), steps, steps * batch)
 
 
-@functools.lru_cache(maxsize=64)
-def _fresh(tx):
-  return jax.jit(tx.init)
+def _blank(tx: optax.GradientTransformation, params: Any) -> Any:
+  """Zeros in the place of an optimizer's state; compiles nothing."""
+  shapes = jax.eval_shape(tx.init, params)
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def objective(module, loss, params, held, inputs, targets, key):
@@ -179,7 +187,10 @@ def _epoch(spec, tx, loss, prepare, augment, batch):
     return (params, {**held, **changed}, state, data, key), value
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def epoch(variables, state, data: Data, key):
+  def epoch(variables, state, fresh, data: Data, key, number):
+    key = jax.random.fold_in(key, number)
+    params = variables['params']
+    state = jax.lax.cond(fresh, lambda: tx.init(params), lambda: state)
     order_key, step_key = jax.random.split(key)
     steps = data.targets.shape[0] // batch
     order = jax.random.permutation(order_key, data.targets.shape[0])
@@ -206,11 +217,18 @@ def evaluate(
 ) -> Measured:
   """Measures a network on every example of a split.
 
+  The program that is compiled is shared by all networks of the same buckets
+  and by all splits of the task, whatever their size: it takes a fixed number
+  of examples, of which it reads as many batches as hold any of the split.
+
   Args:
     net: an unpadded network.
     task: gives loss, metric and preparation.
     data: the split, such as `task.valid`.
-    batch: examples at a time.
+    batch: examples at a time; those of the largest split if that has fewer.
+
+  Returns:
+    A `Measured`.
 
   Example:
     >>> import jax
@@ -222,32 +240,49 @@ def evaluate(
     >>> evaluate(net, task, task.test).examples == len(task.test.targets)
     True
   """
-  batch = min(batch, len(data.targets))
+  splits = (task.train, task.valid, task.test, data)
+  most = max(len(split.targets) for split in splits)
+  batch = min(batch, most)
+  room = batch * min(-(-most // batch), _BATCHES)
   padded = padding(net.spec)(network.to_host(net), ())
   measure = _measure(padded.spec, task.loss, task.metric, task.prepare, batch)
-  loss, metric = np.asarray(measure(padded.variables, data), float)
-  count = len(data.targets)
-  return Measured(float(loss / count), float(metric / count), count)
+  variables = jax.device_put(padded.variables)
+  # On the host: to slice arrays on the device compiles for each split.
+  inputs, targets = map(np.asarray, data)
+  count = len(targets)
+  sums = []
+  for start in range(0, count, room):
+    rows = np.minimum(np.arange(start, start + room), count - 1)
+    part = Data(inputs[rows], targets[rows])
+    sums.append(measure(variables, part, np.int32(min(room, count - start))))
+  total = np.sum(jax.device_get(sums), axis=0, dtype=float)
+  return Measured(*map(float, total / count), count)
+
+
+# The most batches that `evaluate` hands to the device at a time. They are run
+# in a loop there: a program for each batch takes 1.7 times as long on CPU,
+# where it gets the memory for its intermediate values anew each time.
+_BATCHES = 16
 
 
 @functools.lru_cache(maxsize=256)
 def _measure(spec, loss, metric, prepare, batch):
+  """The compiled sums of loss and metric over the first `count` examples."""
   module = spec.module()
 
   @jax.jit
-  def measure(variables, data: Data):
-    count = data.targets.shape[0]
-    rows = jnp.arange(-(-count // batch) * batch).reshape((-1, batch))
-
-    def one(index):
-      inside = index < count
-      index = jnp.minimum(index, count - 1)
-      outputs = module.apply(variables, prepare(data.inputs[index]))
-      targets = data.targets[index]
+  def measure(variables, data: Data, count):
+    def one(i, total):
+      inputs, targets = (
+        jax.lax.dynamic_slice_in_dim(x, i * batch, batch) for x in data
+      )
+      outputs = module.apply(variables, prepare(inputs))
       values = jnp.stack([loss(outputs, targets), metric(outputs, targets)])
-      return jnp.where(inside[None], values, 0.0).sum(axis=1)
+      inside = i * batch + jnp.arange(batch) < count
+      return total + jnp.where(inside[None], values, 0.0).sum(axis=1)
 
-    return jax.lax.map(one, rows).sum(axis=0)
+    batches = (count + batch - 1) // batch
+    return jax.lax.fori_loop(0, batches, one, jnp.zeros(2))
 
   return measure
 

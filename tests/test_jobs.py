@@ -40,7 +40,7 @@ TINY = {
 }
 KEYS = ('test_accuracy', 'params', 'examples', 'compilations', 'seconds')
 BASELINES = ('seed_same_examples', 'final_from_scratch')
-TIMED = ('compilations', 'seconds')
+TIMED = ('compilations', 'seconds', 'compiling')
 
 
 @pytest.fixture(scope='module', autouse=True)

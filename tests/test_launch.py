@@ -46,7 +46,7 @@ SLOW = (
   '--config.generations=12',
   '--config.growth.rounds=3',
 )
-TIMED = ('compilations', 'seconds')
+TIMED = ('compilations', 'seconds', 'compiling')
 
 
 class Ended(NamedTuple):

@@ -23,7 +23,9 @@ def population(generation: int, *events: Event, **metrics) -> Population:
   member = Candidate(
     network.Network({}, GROWN), metrics=metrics, lineage=tuple(events)
   )
-  spent = Cost(examples=4992, evaluations=3, compilations=12, seconds=5.8)
+  spent = Cost(
+    examples=4992, evaluations=3, compilations=12, seconds=5.8, compiling=3.9
+  )
   return Population((member,), generation, spent)
 
 
@@ -66,7 +68,14 @@ def test_a_generation_in_one_line():
   line = report.generation_line(
     search(20), population(2, *events, **metrics), 63.2
   )
-  for part in ('2/20', '87.5 %', '0.250', '12,345', '12', '6 s, 63 s left'):
+  for part in (
+    '2/20',
+    '87.5 %',
+    '0.250',
+    '12,345',
+    '12 in 4 s',
+    '6 s, 63 s left',
+  ):
     assert part in line
   # Only what happened in this generation.
   assert line.count('split') == 1 and 'rejected: split' in line
@@ -78,7 +87,7 @@ def test_a_generation_without_measurements_has_a_line():
 
 
 def test_results_have_a_row_for_each_network():
-  row = {'compilations': 3, 'seconds': 12.34}
+  row = {'compilations': 3, 'seconds': 12.34, 'compiling': 8.76}
   table = report.results(
     {
       'grown': {
@@ -93,9 +102,24 @@ def test_results_have_a_row_for_each_network():
   console, file = printed()
   console.print(table)
   (grown,) = [line for line in file.getvalue().splitlines() if 'grown' in line]
-  for number in ('0.9877', '1,234', '5,000', '3', '12.3'):
+  for number in ('0.9877', '1,234', '5,000', '3', '12.3', '8.8'):
     assert number in grown
   assert '0.5000' in file.getvalue() and '398' in file.getvalue()
+
+
+def test_results_without_the_time_of_compiling_have_a_gap():
+  row = {
+    'test_accuracy': 0.5,
+    'params': 398,
+    'examples': 6000,
+    'compilations': 3,
+    'seconds': 12.34,
+  }
+  console, file = printed()
+  console.print(report.results({'seed': row}))
+  (line,) = [line for line in file.getvalue().splitlines() if 'seed' in line]
+  numbers = re.findall('[0-9.,]+', line)
+  assert numbers == ['0.5000', '398', '6,000', '3', '12.3']
 
 
 def test_widths_are_those_that_can_change():
@@ -159,6 +183,7 @@ SUMMARY = {
   'examples': 14592,
   'compilations': 17,
   'seconds': 12.63,
+  'compiling': 9.87,
   'baselines': {
     'seed_same_examples': {
       'test_accuracy': 0.59331,
@@ -182,6 +207,7 @@ def metrics(name: str, generation: int, **more) -> dict:
     'evaluations': 7,
     'compilations': 11,
     'seconds': 321.5,
+    'compiling': 123.45,
     **more,
   }
 
@@ -231,12 +257,14 @@ def test_report_of_a_finished_run(folder):
   page = path.read_text()
   assert 'The run is finished.' in page
   rows = cells(page)
-  assert ['grown', '0.6323', '1,440', '14,592', '17', '12.6'] in rows
-  seed = ['seed same examples', '0.5933', '398', '14,976', '2', '1.3']
+  assert ['grown', '0.6323', '1,440', '14,592', '17', '12.6', '9.9'] in rows
+  # Of this network it is not known how long compiling took.
+  seed = ['seed same examples', '0.5933', '398', '14,976', '2', '1.3', '']
   assert seed in rows
   assert ['1', 'split 2 in conv1, 1 in conv2', '-0.0341', '+0.0011'] in rows
-  assert ['growth', '2', '10,000', '7', '11', '321.5'] in rows
-  assert ['seed same examples', '1', '5,000', '7', '11', '321.5'] in rows
+  cost = ['7', '11', '321.5', '123.5']
+  assert ['growth', '2', '10,000', *cost] in rows
+  assert ['seed same examples', '1', '5,000', *cost] in rows
   assert ['growth.price', '1e-06'] in rows
 
 
@@ -315,7 +343,7 @@ def test_report_of_a_run_that_was_killed(folder):
     'not finished: the last complete generation is 1 of 2 of growth' in page
   )
   assert 'Results on the test split' not in page
-  assert ['growth', '1', '5,000', '7', '11', '321.5'] in cells(page)
+  assert ['growth', '1', '5,000', '7', '11', '321.5', '123.5'] in cells(page)
   assert len(pictures(page)) == 4
 
 

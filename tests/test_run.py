@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxnas import base, combine
-from jaxnas.run import count_compilations, run
+from jaxnas.run import count_compilations, covered, run, watch_compiler
 
 KEY = jax.random.key(3)
 
@@ -84,3 +85,64 @@ def test_the_counter_stops_when_it_is_closed():
   closed = len(compiled)
   jax.jit(lambda x: x - 7)(jnp.arange(3.0))
   assert closed >= 1 and len(compiled) == closed
+
+
+# The time that compiling takes.
+
+
+@pytest.mark.parametrize(
+  ('spans', 'length'),
+  [
+    ([], 0.0),
+    ([(2.0, 5.0)], 3.0),
+    ([(2.0, 5.0), (7.0, 8.0)], 4.0),
+    # One within another, one that begins in another, twice the same one.
+    ([(2.0, 5.0), (3.0, 4.0)], 3.0),
+    ([(2.0, 5.0), (4.0, 6.0)], 4.0),
+    ([(2.0, 5.0), (2.0, 5.0)], 3.0),
+    ([(2.0, 9.0), (3.0, 4.0), (8.0, 10.0), (5.0, 6.0)], 8.0),
+  ],
+)
+def test_time_in_two_spans_counts_once(spans, length):
+  assert covered(spans) == covered(spans[::-1]) == length
+
+
+def test_what_is_compiled_within_a_trace_counts_once():
+  """An array made while tracing compiles a program inside the trace's span."""
+
+  @jax.jit
+  def outer(x):
+    with jax.ensure_compile_time_eval():
+      table = jnp.arange(11.0) * 2.5
+    return x * table
+
+  x = jnp.ones(11)
+  with watch_compiler() as seen:
+    outer(x)
+  starts, ends = zip(*seen.spans)
+  apart = sum(end - start for start, end in seen.spans)
+  assert len(seen.programs) > 1
+  assert 0 < covered(seen.spans) <= max(ends) - min(starts)
+  assert covered(seen.spans) < apart  # What adding up would say.
+
+
+def test_compiling_is_part_of_the_seconds_where_there_is_any():
+  x = jnp.arange(5.0)
+
+  def update(key, population):
+    if population.generation == 1:
+      jax.jit(lambda x: x * 4.5 - 2)(x)
+    return population
+
+  spent = []
+  run(
+    KEY,
+    combine.stage(update, 'compile'),
+    base.Population(()),
+    3,
+    after=lambda population, state: spent.append(population.spent),
+  )
+  first, second, third = spent
+  assert first.compiling == first.compilations == 0
+  assert 0 < second.compiling <= second.seconds - first.seconds
+  assert (third.compiling, third.compilations) == (second.compiling, 1)

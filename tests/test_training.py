@@ -42,6 +42,12 @@ def _task(count=26):
   )
 
 
+def _own_task():
+  """A task with which no other test has compiled anything."""
+  task = _task()
+  return task._replace(metric=lambda *given: task.metric(*given))
+
+
 def _net(spec, dtype=np.float32):
   net = network.to_host(network.init(spec, KEY))
   return jax.tree.map(lambda leaf: leaf.astype(dtype), net)
@@ -157,14 +163,29 @@ def test_padding_changes_nothing_but_rounding(x64, monkeypatch, kind):
   assert max(jax.tree.leaves(change)) > 0.01
 
 
-def test_growth_inside_a_bucket_compiles_nothing():
-  """Widths 9 to 16 share the programs of fit and evaluate."""
+def test_a_structure_is_two_programs():
+  """An epoch and a measurement; no other for a state or for a split."""
+  tx, task, net = optax.adam(1e-2), _own_task(), _net(_chain(5, 'M', 5))
+  fit = functools.partial(training.fit, KEY, task=task, tx=tx, batch=8)
+  with count_compilations() as programs:
+    fitted = fit(net, epochs=2)
+    fit(fitted.net, epochs=1, opt_state=fitted.opt_state)
+    assert len(programs) == 1
+    measured = [
+      training.evaluate(fitted.net, task, data).examples
+      for data in (task.valid, task.test, task.train)
+    ]
+  assert measured == [13, 7, 26]
+  assert len(programs) == 2
+
+
+def test_widths_of_a_bucket_share_its_programs():
   tx, task = optax.adam(1e-2), _task()
 
-  def compiled(width, state=None):
+  def compiled(width):
     net = _net(_chain(width, 'M', width))
     with count_compilations() as programs:
-      training.fit(KEY, net, task, tx, epochs=1, batch=8, opt_state=state)
+      training.fit(KEY, net, task, tx, epochs=1, batch=8)
       training.evaluate(net, task, task.valid)
     return len(programs)
 
@@ -172,20 +193,51 @@ def test_growth_inside_a_bucket_compiles_nothing():
   assert [compiled(width) for width in range(10, 17)] == [0] * 7
 
 
-def test_a_split_inside_a_bucket_compiles_nothing():
-  """The network and its optimizer state grow between two fits."""
-  tx, task = optax.adam(1e-2), _task()
-  fit = functools.partial(training.fit, task=task, tx=tx, epochs=1, batch=8)
-  fitted = fit(KEY, _net(_chain(9, 'M', 9)))
-  with count_compilations() as programs:
-    for channel in range(7):
-      move = morphisms.split({'conv1': [channel], 'conv2': [channel]})
-      net, state = morphisms.morph(
-        move, fitted.net, theta={}, opt_state=fitted.opt_state
+def _compiled_in_growth(widths, events):
+  """Programs compiled by a fit and a measurement, before and after events.
+
+  Args:
+    widths: of the convolutions at the start.
+    events: for each, the groups of which the first channel is split; the
+      optimizer's state grows with the network.
+  """
+  tx, task = optax.adam(1e-2), _own_task()
+  net, state, counts = _net(_chain(*widths)), None, []
+  for names in ((), *events):
+    move = morphisms.split({name: [0] for name in names})
+    with count_compilations() as programs:
+      if names:
+        net, state = morphisms.morph(move, net, theta={}, opt_state=state)
+      fitted = training.fit(
+        KEY, net, task, tx, epochs=1, batch=8, opt_state=state
       )
-      fitted = fit(KEY, net, opt_state=state)
-  assert fitted.net.spec.shapes['conv2'][-1] == 16
-  assert len(programs) == 0
+      training.evaluate(fitted.net, task, task.valid)
+    net, state = fitted.net, fitted.opt_state
+    counts.append(len(programs))
+  return counts
+
+
+# From 17 to 24 channels, one at a time in one group: 21 events, one bucket.
+_INSIDE = [(f'conv{1 + i % 3}',) for i in range(21)]
+
+
+def test_twenty_growth_events_inside_buckets_compile_nothing():
+  first, *counts = _compiled_in_growth((17, 'M', 17, 17), _INSIDE)
+  assert first == 2 and counts == [0] * 21
+
+
+def test_a_bucket_crossed_is_two_programs():
+  """However many groups cross; and going on inside it is none."""
+  # Widths 15, 15; 16, 16; 17, 17; 18, 18.
+  counts = _compiled_in_growth((15, 'M', 15), [('conv1', 'conv2')] * 3)
+  assert counts == [2, 0, 2, 0]
+
+
+def test_without_padding_each_growth_event_compiles(monkeypatch):
+  """What the buckets are for: the same events, at exact sizes."""
+  monkeypatch.setattr(training, 'padding', lambda spec: morphisms.identity())
+  counts = _compiled_in_growth((17, 'M', 17, 17), _INSIDE[:2])
+  assert counts == [2] * 3
 
 
 def test_fit_is_a_function_of_its_key():
@@ -253,13 +305,25 @@ def test_fit_refuses_impossible_counts(wrong):
     training.fit(KEY, _net(_chain(3)), _task(), optax.sgd(0.1), **counts)
 
 
-def test_fresh_members_inside_a_bucket_compile_no_optimizer_state():
-  tx, task = optax.adam(1e-2), _task()
-  training.fit(KEY, _net(_chain(5)), task, tx, epochs=0, batch=8)
-  net = _net(_chain(6))
-  with count_compilations() as programs:
-    training.fit(KEY, net, task, tx, epochs=0, batch=8)
-  assert len(programs) == 0
+@pytest.mark.parametrize(
+  ('tx', 'zero'),
+  [
+    (optax.adam(0.1), True),
+    (optax.adagrad(0.1), False),
+    (optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), False),
+  ],
+  ids=['adam', 'adagrad', 'injected'],
+)
+def test_a_fresh_state_is_the_optimizers_own(tx, zero):
+  """It is made within the first epoch, and not again in the second."""
+  net, task = _net(_chain(4, 8)), _task()  # Buckets that add no padding.
+  own = network.to_host(tx.init(net.variables['params']))
+  fit = functools.partial(training.fit, KEY, net, task, tx, epochs=2, batch=8)
+  fresh = fit()
+  _assert_equal(fresh, fit(opt_state=own))
+  # What stands in its place until then is another start, if not by chance.
+  blank = fit(opt_state=jax.tree.map(np.zeros_like, own))
+  assert (blank.losses == fresh.losses) == zero
 
 
 def test_no_epochs_change_nothing():
@@ -267,6 +331,12 @@ def test_no_epochs_change_nothing():
   fitted = training.fit(KEY, net, _task(), optax.adam(0.1), epochs=0, batch=8)
   _assert_equal(fitted.net, net)
   assert (fitted.losses, fitted.steps, fitted.examples) == ((), 0, 0)
+  assert fitted.opt_state is None
+  state = optax.adam(0.1).init(net.variables['params'])
+  fitted = training.fit(
+    KEY, net, _task(), optax.adam(0.1), epochs=0, batch=8, opt_state=state
+  )
+  _assert_equal((fitted.net, fitted.opt_state), (net, state))
 
 
 def test_augmentation_acts_in_training_only():
@@ -315,7 +385,7 @@ def test_losses_that_are_not_finite_are_returned():
 
 
 @pytest.mark.parametrize('batch', [1, 4, 13, 64])
-@pytest.mark.parametrize('split', ['valid', 'test'])
+@pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_evaluate_measures_every_example_once(batch, split):
   task, net = _task(), _net(_chain(3, 'M', 5))
   data = getattr(task, split)

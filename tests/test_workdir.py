@@ -20,7 +20,7 @@ from jaxnas.spaces import seeds
 
 SETTINGS = {'seed': 0, 'growth': {'rounds': 3, 'price': 1e-6}}
 GENERATIONS = 3
-TIMED = ('seconds', 'compilations')
+TIMED = ('seconds', 'compilations', 'compiling')
 MOVE = morphisms.split({'dense1': [0, 2]}, mass=0.25)
 
 
@@ -385,7 +385,7 @@ def test_a_summary_row_is_json_of_the_leader_and_the_cost():
   population = base.Population(
     (candidate(0.5), leading._replace(metrics=metrics)),
     5,
-    base.Cost(100, 20, 3, 1.5),
+    base.Cost(100, 20, 3, 1.5, 0.75),
   )
   assert json.loads(json.dumps(workdir.summary_row(population))) == {
     'generation': 5,
@@ -397,6 +397,7 @@ def test_a_summary_row_is_json_of_the_leader_and_the_cost():
     'evaluations': 20,
     'compilations': 3,
     'seconds': 1.5,
+    'compiling': 0.75,
     'widths': {'dense1': 3},
     'event': 'move',
     'move': spec.encode(MOVE),
