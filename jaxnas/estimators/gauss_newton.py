@@ -330,9 +330,9 @@ def _program(
 
     logits, pull = jax.vjp(outputs, zero)
     slope = jax.grad(lambda out: loss(out, targets).sum())(logits)
-    vectors = factor(key, logits)
-    gradient = pull(slope)[0]
-    sketches = [pull(vector)[0] for vector in vectors]
+    # One batched reverse pass for the gradient and the factor's vectors.
+    vectors = jnp.concatenate([slope[None], factor(key, logits)])
+    adjoints = jax.vmap(lambda vector: pull(vector)[0])(vectors)
 
     def parts(free):
       own = laid._replace(**free)
@@ -342,10 +342,8 @@ def _program(
       }
       seen, injecting = found(own._replace(means=means))
       collect = jax.linear_transpose(injecting, shape)
-      linear = collect(gradient)[0]
-      rho = [collect(sketch)[0] for sketch in sketches]
-      rho = jnp.stack(rho) if rho else jnp.zeros((0, *linear.shape))
-      return (linear, rho), seen.deltas
+      collected = jax.vmap(lambda adjoint: collect(adjoint)[0])(adjoints)
+      return (collected[0], collected[1:]), seen.deltas
 
     free = {
       'directions': laid.directions,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxnas import groups, network
@@ -77,7 +78,7 @@ def gather(net: network.Network, move: Any, spread: Spread) -> base.Theta:
     }
     if not isinstance(move, outgoing.Merge):
       return means
-    dtype = next(iter(spread.directions.values())).dtype
+    dtype = np.result_type(*jax.tree.leaves(net.variables['params']))
     shares = {
       name: spread.shares[name][list(chosen)].astype(dtype)
       for name, chosen in move.channels
