@@ -6,6 +6,7 @@ itself, norms of each kind on anything.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -230,12 +231,19 @@ def _split(draw: Any, spec: specs.Spec):
   return morphisms.split(channels, mass=mass) if channels else None
 
 
-def _prune(draw: Any, spec: specs.Spec):
+def _free_split(draw: Any, spec: specs.Spec):
+  plain = _split(draw, spec)
+  if plain is None:
+    return None
+  return morphisms.free_split(dict(plain.channels), mass=plain.mass)
+
+
+def _prune(draw: Any, spec: specs.Spec, make: Any = morphisms.prune):
   wide = [group for group in groups.growable(spec) if group.size > 1]
   if not wide:
     return None
   group = draw(st.sampled_from(wide))
-  return morphisms.prune({group.name: _some(draw, group, group.size - 1)})
+  return make({group.name: _some(draw, group, group.size - 1)})
 
 
 def _insert(form: str) -> Callable[..., Any]:
@@ -318,7 +326,9 @@ MOVES: dict[str, Callable[..., Any]] = {
   'identity': lambda draw, spec: morphisms.identity(),
   'widen': _widen,
   'split': _split,
+  'free_split': _free_split,
   'prune': _prune,
+  'merge': functools.partial(_prune, make=morphisms.merge),
   'insert': _insert('auto'),
   'insert_identity': _insert('identity'),
   'insert_pair': _insert('pair'),

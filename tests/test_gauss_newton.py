@@ -20,12 +20,17 @@ from jaxnas import groups, morphisms, network, stages, tasks, testing, training
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Data
 from jaxnas.estimators import (
+  first_order,
   flat,
   gauss_newton,
+  softmax_exact,
+  softmax_labels,
   softmax_sketch,
+  squares_exact,
+  tangents,
 )
 from jaxnas.estimators.injection import deltas, injected_loss, twins
-from jaxnas.morphisms import base, several, width
+from jaxnas.morphisms import base, depth, outgoing, several, width
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
@@ -213,28 +218,32 @@ def _losses(net, data):
 # The identity: the injected loss is the loss of the built network.
 
 
-def _assert_identity(net, channels, mass, seed):
-  move = morphisms.split(channels, mass=mass)
+def _assert_identity(net, channels, mass, seed, make=morphisms.split):
+  move = make(channels, mass=mass)
   theta = _directions(net, move, np.random.default_rng(seed))
   data = _batch(seed=seed)
   built = _losses(move(net, theta), data)
-  injected = injected_loss(
-    net, _everywhere(net, [move], [theta]), mass, LOSS, *data
-  )
+  spread = several.scatter(net, [move], [theta])
+  rows = spread.outgoing if make is morphisms.free_split else None
+  injected = injected_loss(net, spread.directions, mass, LOSS, *data, rows)
   np.testing.assert_allclose(injected, built, rtol=0, atol=1e-10)
   return built - _losses(net, data)
 
 
+SPLITS = {'split': morphisms.split, 'free split': morphisms.free_split}
+
+
 @given(
+  make=st.sampled_from(sorted(SPLITS)),
   kind=st.sampled_from(sorted(KINDS)),
   fn=st.sampled_from(['relu', 'gelu', 'silu']),
   mass=st.sampled_from([0.3, 0.5, 0.7]),
   seed=st.integers(0, 2**16),
   data=st.data(),
 )
-@settings(max_examples=25)
+@settings(max_examples=32)
 def test_injected_loss_is_the_loss_of_the_built_network(
-  x64, kind, fn, mass, seed, data
+  x64, make, kind, fn, mass, seed, data
 ):
   """For one channel, several of a layer, and any number of layers at once."""
   del x64
@@ -245,17 +254,39 @@ def test_injected_loss_is_the_loss_of_the_built_network(
     if chosen := data.draw(some, label=group.name):
       channels[group.name] = sorted(chosen)
   if channels:
-    _assert_identity(_random_net(spec, seed), channels, mass, seed)
+    _assert_identity(
+      _random_net(spec, seed), channels, mass, seed, SPLITS[make]
+    )
 
 
 @pytest.mark.parametrize('kind', sorted(KINDS))
 def test_splits_of_all_channels_of_all_layers_inject_exactly(x64, kind):
+  """The free outgoing weights change what plain splits would do."""
   del x64
   spec = KINDS[kind](specs.Activation('gelu'))
   channels = {g.name: range(g.size) for g in groups.growable(spec)}
   assert len(channels) > 1
-  change = _assert_identity(_random_net(spec), channels, 0.3, seed=1)
-  assert np.abs(change).max() > 1e-2
+  changes = [
+    _assert_identity(_random_net(spec), channels, 0.3, 1, make)
+    for make in SPLITS.values()
+  ]
+  plain, free = changes
+  assert np.abs(plain).max() > 1e-2
+  assert np.abs(plain - free).max() > 1e-2
+
+
+def test_free_outgoing_weights_of_silent_twins_change_nothing(x64):
+  """With no direction the twins are equal, and what one gains one loses."""
+  del x64
+  net = _random_net(_everything(specs.Activation('relu')))
+  move, data = morphisms.free_split({'conv1': [0, 2]}), _batch()
+  theta = _directions(net, move, np.random.default_rng(0))
+  still = {**theta, 'incoming': base.zeros(theta['incoming'])}
+  unchanged = _losses(net, data)
+  np.testing.assert_allclose(
+    _losses(move(net, still), data), unchanged, rtol=0, atol=1e-12
+  )
+  assert np.abs(_losses(move(net, theta), data) - unchanged).max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -313,47 +344,69 @@ def _split_path(net, move, theta, inputs):
   """Logits as a function of t, the split's difference injected t times."""
   spec = net.spec
   call = network.caller(spec, net.variables)
-  spread = several.scatter(net, [move], [theta]).directions
-  linear = deltas(spec, net.variables, spread)
+  spread = several.scatter(net, [move], [theta])
+  linear = deltas(spec, net.variables, spread.directions)
+  free = deltas(spec, net.variables, spread.outgoing)
   values = network.walk(spec, call, inputs)
-  means = twins(spec, call, linear, move.mass, inputs, values).means
+  found = twins(spec, call, linear, move.mass, inputs, values)
 
   def read(t, source, value):
-    if source not in means:
+    if source not in found.means:
       return value
-    return value + t * (means[source] - values[source])
+    return value + t * (found.means[source] - values[source])
+
+  def write(t, node, *inputs):
+    value = call(node, *inputs)
+    if node.op.kind != 'mixing' or node.inputs[0] not in found.held:
+      return value
+    first, second = found.held[node.inputs[0]]
+    return value + t * free(node, first - second)
 
   def logits(t):
-    found = network.walk(spec, call, inputs, functools.partial(read, t))
-    return found[spec.output]
+    at_t = functools.partial(write, t), inputs, functools.partial(read, t)
+    return network.walk(spec, *at_t)[spec.output]
 
   return logits
 
 
+def _stand_ins(net, move, theta, source):
+  """A matrix on a source's channels: what stands in for those that go."""
+  axis = groups.table(net.spec).axes[source]
+  matrix = np.eye(sum(axis.sizes) * axis.repeat)
+  for name, chosen in move.channels:
+    if name not in axis.groups:
+      continue
+    size = groups.table(net.spec).groups[name].size
+    places = width.positions(net.spec, source, name, range(size))
+    for copy in places.reshape((-1, size)):
+      matrix[:, copy[list(chosen)]] = 0
+      if isinstance(move, outgoing.Merge):
+        for row, c in zip(theta['shares'][name], chosen):
+          others = np.arange(size) != c
+          matrix[copy[others], copy[c]] = row[others]
+  return matrix
+
+
 def _prune_path(net, move, theta, inputs):
   """Logits as a function of t: unchanged at 0, and at 1 those of the pruned
-  network; in between readers read 1 - t of the pruned channels, and t of
-  what stands in for them is added to what they write.
+  or merged network; in between readers read 1 - t of the channels that go and
+  t of their mixture, and t of the means is added to what they write.
   """
-  spec, table = net.spec, groups.table(net.spec)
+  spec = net.spec
   call = network.caller(spec, net.variables)
-  pruned = {
-    name: np.isin(np.arange(table.groups[name].size), chosen)
-    for name, chosen in move.channels
-  }
+  means = theta['means'] if isinstance(move, outgoing.Merge) else theta
 
   def read(t, source, value):
-    gone = table.axes[source].spread(pruned, 'zeros')
-    return value * jnp.expand_dims(1 - t * gone, range(value.ndim - 1))
+    return value + t * (value @ _stand_ins(net, move, theta, source) - value)
 
   def write(t, node, *inputs):
     value = call(node, *inputs)
-    if node.name not in theta:
+    if node.name not in means:
       return value
     kernel = net.variables['params'][node.name]['kernel']
     taps = kernel.reshape((-1, *kernel.shape[-2:])).sum(axis=0)
     lost = taps[move.dropped(spec, node.name)]
-    constant = theta[node.name] @ lost
+    constant = means[node.name] @ lost
     return value + t * jnp.expand_dims(constant, range(value.ndim - 1))
 
   def logits(t):
@@ -363,40 +416,154 @@ def _prune_path(net, move, theta, inputs):
   return logits
 
 
+def _insert_path(net, move, theta, inputs):
+  """Logits of the network with the block, its gate at t times its opening."""
+  moved, gate = move(net, theta), move.names(net.spec)['_gate']
+  params = moved.variables['params']
+  opening = params[gate]['alpha']
+
+  def logits(t):
+    held = {**params, gate: {'alpha': t * opening}}
+    variables = {**moved.variables, 'params': held}
+    return network.apply(network.Network(variables, moved.spec), inputs)
+
+  return logits
+
+
 def _path(net, move, theta, inputs):
+  if isinstance(move, depth.Insert):
+    return _insert_path(net, move, theta, inputs)
   kind = isinstance(move, width.Split)
   return (_split_path if kind else _prune_path)(net, move, theta, inputs)
 
 
 def _along(net, move, theta, data):
-  """Exact (batch,) directional derivative of the loss, and `q^T H q`."""
+  """Exact (batch,) directional derivative of the loss, `q^T H q`, and the
+  change of the loss of the linearised network."""
   logits = _path(net, move, theta, data.inputs)
   f, q = jax.jvp(logits, (0.0,), (1.0,))
   p = jax.nn.softmax(f)
   one_hot = jax.nn.one_hot(data.targets, p.shape[-1], dtype=p.dtype)
   curvature = (p * q * q).sum(-1) - jnp.square((p * q).sum(-1))
-  return ((p - one_hot) * q).sum(-1), curvature
+  linearised = LOSS(f + q, data.targets) - LOSS(f, data.targets)
+  return ((p - one_hot) * q).sum(-1), curvature, linearised
 
 
 def _all_moves(net, mass=0.3, seed=0):
-  """Every split and prune of a network, with random directions and means."""
+  """Moves of every kind, with random parameters and open gates.
+
+  Every channel is split and removed, in turn plainly and freely, plainly and
+  by a merge.
+  """
   rng = np.random.default_rng(seed)
-  moves = [*stages.splits(mass=mass)(net), *stages.prunes()(net)]
+  moves = list(stages.splits(mass=mass)(net))[::2]
+  moves += list(stages.splits(morphisms.free_split, mass=mass)(net))[1::2]
+  moves += list(stages.prunes()(net))[::2]
+  moves += list(stages.prunes(morphisms.merge)(net))[1::2]
+  moves += stages.inserts(activation='silu', kernel=(1, 3))(net)
+  moves += list(stages.inserts(activation='relu', norm=True)(net))[:1]
   return moves, [_directions(net, move, rng) for move in moves]
 
 
-def test_scores_are_unbiased_for_the_exact_parts_of_every_move(x64):
+def test_along_its_path_every_move_comes_to_the_network_it_builds(x64):
+  """Of every kind, so derivatives at the start of the path are the move's."""
+  del x64
+  net, data = _random_net(_everything(specs.Activation('silu'))), _batch()
+  moves, thetas = _all_moves(net)
+  kinds = {type(move).__name__ for move in moves}
+  assert kinds == {'Split', 'FreeSplit', 'Prune', 'Merge', 'Insert'}
+  before = network.apply(net, data.inputs)
+  for move, theta in zip(moves, thetas):
+    path = _path(net, move, theta, data.inputs)
+    built = network.apply(move(net, theta), data.inputs)
+    np.testing.assert_allclose(path(0.0), before, rtol=0, atol=1e-12)
+    assert np.abs(built - before).max() > 1e-4
+    if isinstance(move, width.Split) and move.channels[0][0] == 'conv1':
+      continue  # Of two writers, of which one reads what the other wrote.
+    np.testing.assert_allclose(path(1.0), built, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('kind', ['everything', 'residual group'])
+def test_all_adjoints_give_what_each_moves_own_tangent_gives(x64, kind):
+  """Routes B and A: linear parts, curvature, and every entry of the Gram
+  matrix between moves of all kinds; and both are derivatives along a path."""
+  del x64
+  net = _random_net(KINDS[kind](specs.Activation('silu')))
+  moves, thetas = _all_moves(net)
+  data = _batch()
+  adjoint, tangent = (
+    make(factor=softmax_exact()).score(
+      jax.random.key(0), net, moves, thetas, data, ()
+    )
+    for make in (gauss_newton, tangents)
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
+  close(adjoint.coefficients, tangent.coefficients)
+  gram = [s.coefficients.T @ s.coefficients for s in (adjoint, tangent)]
+  close(*gram)
+  kinds = np.array([type(move).__name__ for move in moves])
+  for one, two in itertools.combinations(sorted(set(kinds)), 2):
+    block = gram[0][kinds == one][:, kinds == two]
+    assert np.abs(block).max() > 1e-4, (one, two)
+  for i, (move, theta) in enumerate(zip(moves, thetas)):
+    slope, curvature, linearised = _along(net, move, theta, data)
+    close(adjoint.linear[i], slope.mean())
+    squares = np.square(adjoint.coefficients[:, i]).mean()
+    close(squares, curvature.mean())
+    close(tangent.single()[i], linearised.mean())
+  assert np.abs(tangent.single() - adjoint.single()).max() > 1e-4
+
+
+def test_for_squared_errors_the_linearised_network_is_the_parabola(x64):
+  """For cross-entropy it is not, see above."""
+  del x64
+  net = _random_net(_flatten(specs.Activation('silu')))
+  moves, thetas = _all_moves(net)
+  inputs, _ = _batch()
+  targets = np.random.default_rng(1).normal(size=(len(inputs), CLASSES))
+  arguments = (
+    jax.random.key(0), net, moves, thetas, Data(inputs, targets), ()
+  )  # fmt: skip
+  loss = tasks.squared_error
+  linearised = tangents(loss=loss).score(*arguments)
+  adjoint = gauss_newton(loss=loss, factor=squares_exact()).score(*arguments)
+  residual = network.apply(net, inputs) - targets
+  for i, (move, theta) in enumerate(zip(moves, thetas)):
+    path = _path(net, move, theta, inputs)
+    _, q = jax.jvp(path, (0.0,), (1.0,))
+    linear = (residual * q).sum(axis=-1).mean()
+    parabola = linear + jnp.square(q).sum(axis=-1).mean() / 2
+    for scores in (linearised, adjoint):
+      np.testing.assert_allclose(scores.linear[i], linear, atol=1e-10)
+      np.testing.assert_allclose(scores.single()[i], parabola, atol=1e-10)
+
+
+def test_label_smoothing_changes_the_linear_part_only(x64):
+  del x64
+  net = _random_net(_flatten(specs.Activation('silu')))
+  moves, thetas = _all_moves(net)
+  arguments = jax.random.key(0), net, moves, thetas, _batch(), ()
+  hard, smooth = (
+    gauss_newton(loss=loss).score(*arguments)
+    for loss in (tasks.cross_entropy, tasks.SmoothedCrossEntropy(0.2))
+  )
+  np.testing.assert_array_equal(hard.coefficients, smooth.coefficients)
+  assert np.abs(hard.linear - smooth.linear).max() > 1e-3
+
+
+@pytest.mark.parametrize('factor', [softmax_sketch, softmax_labels])
+def test_scores_are_unbiased_for_the_exact_parts_of_every_move(x64, factor):
   """Linear parts exactly; 512 draws of each example's curvature to 4 SE."""
   del x64
   net = _random_net(_everything(specs.Activation('silu')))
   moves, thetas = _all_moves(net)
   data, repeats, draws = _batch(3), 256, 2
   tiled = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * repeats), data)
-  scores = gauss_newton(factor=softmax_sketch(draws)).score(
+  scores = gauss_newton(factor=factor(draws)).score(
     jax.random.key(0), net, moves, thetas, tiled, ()
   )
   exact = [_along(net, *pair, data) for pair in zip(moves, thetas)]
-  slope, curvature = (np.stack(part, axis=1) for part in zip(*exact))
+  slope, curvature, _ = (np.stack(part, axis=1) for part in zip(*exact))
   np.testing.assert_allclose(scores.linear, slope.mean(axis=0), atol=1e-12)
   squares = np.square(scores.coefficients).reshape((-1, *curvature.shape))
   assert len(squares) == repeats * draws == 512
@@ -425,7 +592,7 @@ def test_gauss_newton_is_the_full_hessian_of_a_relu_network(x64):
         return jax.jvp(loss, (t,), (1.0,))[1]
 
       _, second = jax.jvp(slope, (0.0,), (1.0,))
-      _, curvature = _along(net, move, theta, data)
+      _, curvature, _ = _along(net, move, theta, data)
       worst = max(worst, np.abs(second - curvature).max())
     gaps[fn] = worst
   assert gaps['relu'] <= 1e-8 < 1e-3 < gaps['silu']
@@ -476,7 +643,7 @@ def test_prune_scores_the_move_that_prune_makes(x64, reader):
       assert theta == {}
     else:
       np.testing.assert_allclose(theta[reads], mean[channel], rtol=1e-12)
-    slope, _ = _along(net, move, theta, data)
+    slope, *_ = _along(net, move, theta, data)
     np.testing.assert_allclose(linear, slope.mean(), rtol=1e-10)
     built = network.apply(move(net, theta), data.inputs)
     path = _path(net, move, theta, data.inputs)

@@ -95,7 +95,16 @@ def test_a_float64_network_needs_float64():
 @hypothesis.given(st.data(), strategies.specs_of_all_ops())
 def test_moves_on_numpy_leaves_give_numpy_leaves(data, spec):
   net = strategies.random_network(spec, np.float32)
-  for kind in ('widen', 'split', 'prune', 'insert', 'remove', 'grow_kernel'):
+  for kind in (
+    'widen',
+    'split',
+    'free_split',
+    'prune',
+    'merge',
+    'insert',
+    'remove',
+    'grow_kernel',
+  ):
     move = strategies.MOVES[kind](data.draw, spec)
     if move is not None:
       moved, _ = morphisms.morph(move, net, theta=zero_theta(move, net))

@@ -432,12 +432,10 @@ def test_growth_records_what_it_predicted_and_what_it_measured():
     task(),
     tx,
     estimators.gauss_newton(),
+    stages.jointly(price=0.0, z=0.0, limit=2),
     epochs=1,
     batch=32,
     rounds=2,
-    price=0.0,
-    z=0.0,
-    limit=2,
     learn_examples=32,
     score_examples=32,
   )
