@@ -669,6 +669,131 @@ def test_means_compensate_most_of_what_a_prune_loses(x64):
   assert with_means < 0.7 * without
 
 
+def test_prunes_are_scored_where_nothing_absorbs_their_means(x64):
+  del x64
+  spec = _nodes(
+    ('conv1', specs.Conv(4)),
+    ('act1', specs.Activation('relu')),
+    ('gap', specs.GlobalPool()),
+    ('logits', specs.Dense(CLASSES, use_bias=False)),
+  )
+  net, data = _random_net(spec), _batch()
+  moves = list(stages.prunes()(net))
+  assert all(m.init(net, jax.random.key(0)) == {} for m in moves)
+  judged = gauss_newton().score(
+    jax.random.key(0), net, moves, [{}] * len(moves), data, ()
+  )
+  for move, linear in zip(moves, judged.linear, strict=True):
+    slope, *_ = _along(net, move, {}, data)
+    np.testing.assert_allclose(linear, slope.mean(), rtol=1e-10)
+    assert abs(linear) > 1e-4
+
+
+def test_what_is_learned_for_some_moves_is_not_learned_for_others(x64):
+  """Free splits among splits, and merges among prunes: the plain ones end as
+  they do alone."""
+  del x64
+  net, data = _random_net(_batch_norm(specs.Activation('gelu'))), _batch(16)
+
+  def fit(moves):
+    found = gauss_newton(steps=5, factor=softmax_exact()).fit(
+      jax.random.key(0), net, moves, [None] * len(moves), data, ()
+    )
+    return dict(zip(moves, found.thetas, strict=True))
+
+  def alternate(plain, other):
+    return [*plain[::2], *other[1::2]]
+
+  splits, prunes = list(stages.splits()(net)), list(stages.prunes()(net))
+  free = list(stages.splits(morphisms.free_split)(net))
+  merges = list(stages.prunes(morphisms.merge)(net))
+  plain = fit(splits + prunes)
+  found = fit(alternate(splits, free) + alternate(prunes, merges))
+  for move in splits[::2] + prunes[::2]:
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12),
+      found[move],
+      plain[move],
+    )
+  for move in free[1::2]:
+    assert all(r.any() for r in jax.tree.leaves(found[move]['outgoing']))
+  for move in merges[1::2]:
+    assert all(r.any() for r in jax.tree.leaves(found[move]['shares']))
+
+
+# Merges: what a channel can be made of, it can be replaced by.
+
+
+def _merged_change(net, move, theta, data):
+  return np.abs(_losses(move(net, theta), data) - _losses(net, data)).max()
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+def test_a_duplicate_is_merged_at_no_loss(x64, kind):
+  """Of two and of three equal channels, whatever is read and how often."""
+  del x64
+  net, data = _random_net(KINDS[kind](specs.Activation('gelu'))), _batch()
+  for group in groups.growable(net.spec):
+    size = group.size
+    one = morphisms.split({group.name: [1]}, mass=0.3)
+    two = morphisms.split({group.name: [size]}, mass=0.4)
+    three = morphisms.compose(one, two)
+    theta = base.zeros(three.init(net, jax.random.key(0)))
+    wide = jax.tree.map(np.asarray, three(net, theta))
+    # Channels 1, size and size + 1 are one; the middle one leans on both.
+    for chosen, rows in (
+      ([size + 1], {0: {1: 1.0}}),
+      ([1], {0: {size: 0.25, size + 1: 0.75}}),
+      ([size, 1], {0: {1: 0.5, size + 1: 0.5}, 1: {size: 1.0}}),
+    ):
+      move = morphisms.merge({group.name: chosen})
+      shares = move.init(wide, jax.random.key(0))
+      shares = jax.tree.map(np.array, shares)
+      for row, parts in rows.items():
+        for channel, share in parts.items():
+          shares['shares'][group.name][row, channel] = share
+      assert _merged_change(wide, move, shares, data) <= 1e-9
+      plain = morphisms.prune({group.name: chosen})
+      zero = plain.init(wide, jax.random.key(0))
+      assert _merged_change(wide, plain, zero, data) > 1e-4, (group, chosen)
+
+
+def test_channels_that_lean_on_each_other_and_on_a_constant_are_merged(x64):
+  """Five affine channels of three inputs: any two are made of the others."""
+  del x64
+  net = _random_net(
+    specs.Spec(
+      (
+        specs.Node('x', specs.Input((3,))),
+        specs.Node('dense1', specs.Dense(5), ('x',)),
+        specs.Node('logits', specs.Dense(CLASSES), ('dense1',)),
+      ),
+      'logits',
+    )
+  )
+  data = _batch(16, shape=(3,))
+  held = net.variables['params']['dense1']
+  values = np.asarray(data.inputs) @ held['kernel'] + held['bias']
+  others = np.concatenate([values[:, :3], np.ones((16, 1))], axis=1)
+  move = morphisms.merge({'dense1': [3, 4]})
+  theta = jax.tree.map(np.array, move.init(net, jax.random.key(0)))
+  leans = {3: 0.4, 4: -0.7}  # Of each on the other.
+  for row, channel in enumerate((3, 4)):
+    rest = values[:, channel] - leans[channel] * values[:, 7 - channel]
+    found, *_ = np.linalg.lstsq(others, rest, rcond=None)
+    theta['shares']['dense1'][row, [0, 1, 2, 7 - channel]] = [
+      *found[:3],
+      leans[channel],
+    ]
+    theta['means']['logits'][row] = found[3]
+  assert _merged_change(net, move, theta, data) <= 1e-9
+  ignoring = jax.tree.map(np.copy, theta)
+  ignoring['shares']['dense1'][:, 3:] = 0
+  assert _merged_change(net, move, ignoring, data) > 1e-2
+  theta['shares']['dense1'][0, 3] = 9.0  # Of a channel on itself: nothing.
+  assert _merged_change(net, move, theta, data) <= 1e-9
+
+
 # What scores may not depend on.
 
 

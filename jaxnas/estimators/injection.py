@@ -376,7 +376,7 @@ def inject(
     parts = []
     for held, chosen in ((found.split, splits), (found.prune, prunes)):
       if source in held:
-        factor = _spread(spec, source, chosen)
+        factor = over_axis(spec, source, chosen)
         parts.append(held[source] * _at_positions(factor, held[source]))
     if parts:
       read[source] = sum(parts)
@@ -386,13 +386,13 @@ def inject(
     node = spec.by_name[reader]
     source, parts = node.inputs[0], []
     if reader in laid.outgoing and source in found.gap:
-      factor = _spread(spec, source, splits)
+      factor = over_axis(spec, source, splits)
       gap = found.gap[source]
       parts.append(apply(node, gap * _at_positions(factor, gap)))
     if reader in laid.means:
       kernel = variables['params'][reader]['kernel']
       taps = kernel.sum(axis=tuple(range(kernel.ndim - 2)))
-      lost = (_spread(spec, source, prunes) * laid.means[reader][None]) @ taps
+      lost = (over_axis(spec, source, prunes) * laid.means[reader][None]) @ taps
       like = found.prune[source]
       parts.append(lost.reshape((len(lost), *(1,) * (like.ndim - 2), -1)))
     if parts:
@@ -410,7 +410,7 @@ def _at_positions(rows: jax.Array, like: jax.Array) -> jax.Array:
   return rows.reshape((rows.shape[0], *(1,) * (like.ndim - 2), -1))
 
 
-def _spread(spec: Spec, node: str, weights: jax.Array) -> jax.Array:
+def over_axis(spec: Spec, node: str, weights: jax.Array) -> jax.Array:
   """(batch, scored channels) laid out over a node's axis, else zero."""
   axis, start, total = groups.table(spec).axes[node], {}, 0
   for name, size in sites(spec).columns:

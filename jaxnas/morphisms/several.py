@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import groups, network
@@ -78,7 +79,7 @@ def gather(net: network.Network, move: Any, spread: Spread) -> base.Theta:
     }
     if not isinstance(move, outgoing.Merge):
       return means
-    dtype = np.result_type(*jax.tree.leaves(net.variables['params']))
+    dtype = jnp.result_type(*jax.tree.leaves(net.variables['params']))
     shares = {
       name: spread.shares[name][list(chosen)].astype(dtype)
       for name, chosen in move.channels
