@@ -19,7 +19,7 @@ Prints a line for each round, and one JSON line last:
     events_inside_buckets      those in which no group entered a bucket
     recompiles_inside_buckets  programs compiled in these; to be 0
     compile_share              compile_seconds / seconds
-    flops_overhead             operations with padding / without, over rounds
+    flops_overhead             operations with padding / without, all rounds
 
 Seconds are wall time, and those of compiling the time in which JAX traced,
 lowered or compiled (`jaxnas.run.watch_compiler`). The programs of digits take
@@ -121,7 +121,8 @@ def grow(key, net, task, *, epochs, share, steps, rng):
         'compilations': len(seen.programs),
         'seconds': time.monotonic() - started,
         'compile_seconds': covered(seen.spans),
-        'flops_overhead': network.flops(padded) / network.flops(net.spec),
+        'flops': network.flops(net.spec),
+        'padded_flops': network.flops(padded),
         'valid_metric': valid.metric,
       },
     )
@@ -172,7 +173,7 @@ def main(argv: list[str]) -> None:
     'compile_share': total('compile_seconds') / total('seconds'),
     'compile_seconds': total('compile_seconds'),
     'seconds': total('seconds'),
-    'flops_overhead': total('flops_overhead') / len(rows),
+    'flops_overhead': total('padded_flops') / total('flops'),
     'valid_metric': rows[-1]['valid_metric'],
   }
   print(_line(summary))
