@@ -20,20 +20,20 @@ def get_config() -> ml_collections.ConfigDict:
   config.job = 'race'
   config.net.name = 'chain'
   config.net.widths = '8-M-16-M-16'
-  config.examples.train = 6000
-  config.examples.test = 4000
+  config.examples.train = 4500
+  config.examples.test = 3000
   config.batch = 64
   config.epochs = 2
-  config.generations = 10
+  config.generations = 8
   config.optimizer.learning_rate = 0.05
-  config.growth.rounds = 5
+  config.growth.rounds = 4
   config.growth.ratio = 1.5
   config.growth.moves = 'split'
   config.growth.price = 0.0
   config.growth.tolerance = 1e9
-  config.growth.steps = 40
+  config.growth.steps = 30
   config.growth.batch = 128
-  config.growth.learn_examples = 2048
-  config.growth.score_examples = 2048
+  config.growth.learn_examples = 1920
+  config.growth.score_examples = 1920
   config.when_quick = ml_collections.ConfigDict({})
   return config
