@@ -21,6 +21,7 @@ from jaxnas import (
   stages,
   tasks,
   testing,
+  training,
 )
 from jaxnas.spaces import seeds
 from jaxnas.stages.choose import Choice
@@ -210,6 +211,7 @@ def test_the_price_is_the_number_of_parameters_of_the_built_network(name, data):
   }
   built = groups.resized(spec, sizes)
   assert stages.parameters(spec)(sizes) == network.param_count(built)
+  assert stages.operations(spec)(sizes) == network.flops(built)
 
 
 def test_jointly_sees_that_equal_moves_are_redundant():
@@ -285,6 +287,140 @@ def test_choose_lets_the_parent_go_on_where_nothing_pays():
   (made,) = update(stages.choose(stages.jointly(price=0.0)), *pending).members
   assert made.move is None and made.theta == ()
   assert made.net is PARENT.net
+
+
+@pytest.mark.parametrize('rule', [stages.jointly, stages.independently])
+@pytest.mark.parametrize('cost', [stages.parameters, stages.operations])
+def test_a_set_costs_no_more_than_its_ratio_allows(rule, cost):
+  """Splits, prunes and a block, by the cost of the network that they build:
+  splits behind the block cost more than they would without it."""
+  block = morphisms.insert('act1', form='residual', name='block')
+  pending = [
+    *(scored(split(c), -1.0 - c / 8, np.zeros(4)) for c in range(3)),
+    *(scored(split(c, 'dense2'), -0.5, np.zeros(4)) for c in range(2)),
+    scored(block, -3.0, np.zeros(4)),
+  ]
+  theta = block.init(PARENT.net, jax.random.key(0))
+  pending[-1] = pending[-1]._replace(theta=theta)
+  count = cost(PARENT.net.spec)
+  start = count({})
+
+  def paid(ratio):
+    choice = rule(price=0.0, ratio=ratio, cost=cost)(pending)
+    picked = [pending[i] for i in choice.indices]
+    move, _ = morphisms.unite(
+      PARENT.net, [m.move for m in picked], [m.theta for m in picked]
+    )
+    return choice.indices, cost(morphisms.respec(move, PARENT.net.spec))({})
+
+  everything, whole = paid(np.inf)
+  assert sorted(everything) == list(range(6)) and everything[0] == 5
+  for ratio in (1.0, 1.2, 1.5, 2.0):
+    chosen, spent = paid(ratio)
+    assert spent <= ratio * start < whole
+    assert len(chosen) < 6
+  assert paid(1.0)[0] == () and len(paid(2.0)[0]) > 1
+  # Where nothing may be added, a prune still may go, and make room.
+  pending += [scored(prune(c), 0.5, np.zeros(4)) for c in range(2)]
+  earning = rule(price=1.0, ratio=1.0, cost=cost)(pending)
+  assert earning.indices[0] >= 6
+
+
+@pytest.mark.parametrize('wrong', [{'ratio': 0.9}, {'ratio': np.nan}])
+def test_a_ratio_below_one_is_refused(wrong):
+  for rule in (stages.jointly, stages.independently):
+    with pytest.raises(ValueError, match='ratio must be at least 1'):
+      rule(price=0.0, **wrong)
+
+
+def confirmed_by(losses, monkeypatch):
+  """`confirmed` of a rule that chooses four splits, the loss of the network
+  with n more channels being `losses[n]`."""
+  seen = []
+
+  def evaluate(net, task, data):
+    assert data is task.valid
+    seen.append(sum(g.size for g in groups.growable(net.spec)) - 5)
+    loss = losses[seen[-1]]
+    return training.Measured(loss, 0.0, 50)
+
+  monkeypatch.setattr(training, 'evaluate', evaluate)
+  pending = [scored(split(c), -1.0, np.zeros(4)) for c in range(3)]
+  pending += [scored(split(c, 'dense2'), -1.0, np.zeros(4)) for c in range(2)]
+  thetas = (m.move.init(PARENT.net, KEY) for m in pending)
+  pending = [m._replace(theta=t) for m, t in zip(pending, thetas)]
+  choice = Choice((4, 0, 3, 1), (-1.0, -2.0, -3.0, -4.0))
+  price = 1e-4
+  made = stages.confirmed(lambda members: choice, task(), price=price)(pending)
+  return made, seen
+
+
+@pytest.mark.parametrize(
+  'losses, kept, seen',
+  [
+    ({0: 1.0, 4: 0.9}, 4, [0, 4]),
+    ({0: 1.0, 4: 1.1, 2: 0.9}, 2, [0, 4, 2]),
+    ({0: 1.0, 4: 1.1, 2: 1.1, 1: 0.9}, 1, [0, 4, 2, 1]),
+    ({0: 1.0, 4: 1.1, 2: 1.1, 1: 1.1}, 0, [0, 4, 2, 1]),
+    ({0: 1.0, 4: 0.9999, 2: 0.9}, 2, [0, 4, 2]),  # Gains less than it costs.
+    ({0: 1.0, 4: np.nan, 2: 0.9}, 2, [0, 4, 2]),
+  ],
+)
+def test_confirmed_halves_a_set_until_the_second_fold_agrees(
+  losses, kept, seen, monkeypatch
+):
+  made, networks = confirmed_by(losses, monkeypatch)
+  assert made.indices == (4, 0, 3, 1)[:kept]
+  assert made.predictions == (-1.0, -2.0, -3.0, -4.0)[:kept]
+  assert networks == seen and made.evaluations == len(seen)
+
+
+def test_what_confirming_measures_is_spent():
+  rule = stages.confirmed(stages.jointly(price=0.0, z=0.0, limit=2), task())
+  pending = _judged(member((3, 'M', 4)))
+  made = update(stages.choose(rule), *pending)
+  assert made.spent.evaluations >= 2
+  plain = update(stages.choose(stages.jointly(price=0.0, limit=2)), *pending)
+  assert plain.spent.evaluations == 0
+
+
+def leaning(channel, shares):
+  """A candidate that merges a channel of `dense1` into others."""
+  move = morphisms.merge({'dense1': [channel]})
+  theta = {
+    'means': {'dense2': np.zeros(1)},
+    'shares': {'dense1': np.array([shares], float)},
+  }
+  return scored(move, -1.0, np.zeros(4))._replace(theta=theta)
+
+
+def test_jointly_removes_no_channel_that_a_chosen_merge_leans_on():
+  rule = stages.jointly(price=0.0)
+  both = [leaning(0, [0, 0.9, 0]), leaning(1, [0.9, 0, 0])]
+  assert rule(both).indices == (0,)
+  apart = [leaning(0, [9, 0, 0.9]), leaning(1, [0.05, 0, 0.9])]
+  assert rule(apart).indices == (0, 1)
+  # Whichever is chosen first; and a plain prune counts as a removal too.
+  first = scored(prune(1), -2.0, np.zeros(4))
+  assert rule([leaning(0, [0, 0.9, 0]), first]).indices == (1,)
+  last = scored(prune(1), -0.5, np.zeros(4))
+  assert rule([leaning(0, [0, 0.9, 0]), last]).indices == (0,)
+  # What it leans on may be split.
+  twin = scored(split(1), -0.5, np.zeros(4))
+  assert rule([leaning(0, [0, 0.9, 0]), twin]).indices == (0, 1)
+
+
+def test_jointly_inserts_one_block_behind_a_node():
+  def block(after, **options):
+    move = morphisms.insert(after, form='residual', **options)
+    return scored(move, -1.0, np.zeros(4))
+
+  pending = [block('act1'), block('act1', activation='silu'), block('act2')]
+  assert stages.jointly(price=0.0)(pending).indices == (0, 2)
+  dear = stages.jointly(price=1.01 / (2 * (3 * 3 + 3) + 1))
+  assert dear(pending[:1]).indices == ()
+  cheap = stages.jointly(price=0.99 / (2 * (3 * 3 + 3) + 1))
+  assert cheap(pending[:1]).indices == (0,)
 
 
 def test_jointly_never_chooses_a_score_that_is_no_number():

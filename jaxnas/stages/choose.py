@@ -320,22 +320,33 @@ def _greedily(
   effects = [_effect(m.move) for m in members]
   kinds = sorted(set(effects))
   kind = np.array([kinds.index(e) for e in effects])
-  extra = np.array([_block_cost(m, knobs.cost) for m in members])
+  blocks = {
+    i: _block(spec, m.move, knobs.cost)
+    for i, m in enumerate(members)
+    if isinstance(m.move, depth.Insert)
+  }
   clashes = _clashes(members)
   free = np.ones(len(members), bool)
-  cross, chosen, added = np.zeros(len(members)), [], 0.0
+  cross, chosen = np.zeros(len(members)), []
   predictions, total, first = [], 0.0, count({})
+
+  def spent(sizes: Sizes) -> float:  # Blocks grow with what they read.
+    held = (blocks[i](sizes) for i in chosen if i in blocks)
+    return count(sizes) + sum(held)
+
   while knobs.limit is None or len(chosen) < knobs.limit:
-    now = count(sizes)
+    now = spent(sizes)
     steps = [
       {name: sizes[name] + by for name, by in change} for change in kinds
     ]
     legal = np.array([min(s.values(), default=1) > 0 for s in steps])
-    change = np.array([count({**sizes, **step}) - now for step in steps])
-    dearer = change[kind] + extra
+    change = np.array([spent({**sizes, **step}) - now for step in steps])
+    dearer = change[kind]
+    for i in blocks:
+      dearer[i] += blocks[i](sizes)
     gain = single + margin + cross + knobs.price * dearer
     able = free & legal[kind] & np.isfinite(gain)  # NaN is never chosen.
-    able &= now + added + dearer <= max(first * knobs.ratio, now + added)
+    able &= now + dearer <= max(first * knobs.ratio, now)
     gain = np.where(able, gain, np.inf)
     best = int(np.argmin(gain))
     if not (able[best] and gain[best] < -knobs.tolerance):
@@ -345,7 +356,6 @@ def _greedily(
     predictions.append(float(total))
     cross = cross + interact(best)
     sizes.update(steps[kind[best]])
-    added += extra[best]
     free[best] = False
     free[clashes(best)] = False
   return Choice(tuple(chosen), tuple(predictions))
@@ -374,14 +384,10 @@ def _effect(move: Any) -> tuple[tuple[str, int], ...]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _inserted_cost(spec, move, cost) -> float:
-  return cost(morphisms.respec(move, spec))({}) - cost(spec)({})
-
-
-def _block_cost(member: Candidate, cost: Callable[[Spec], Count]) -> float:
-  if not isinstance(member.move, depth.Insert):
-    return 0.0
-  return _inserted_cost(member.net.spec, member.move, cost)
+def _block(spec: Spec, move: depth.Insert, cost: Callable) -> Count:
+  """What an insertion costs, as a function of the groups' sizes."""
+  before, after = cost(spec), cost(morphisms.respec(move, spec))
+  return lambda sizes: after(sizes) - before(sizes)
 
 
 def _touched(move: Any) -> Iterable[tuple[str, Any]]:
