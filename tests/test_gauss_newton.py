@@ -1376,7 +1376,7 @@ def _learned_on_the_loss(trained, group, chosen, start, steps):
 def test_gauss_newton_learns_what_the_loss_would_teach(trained):
   """Growth specification, 4.2, test 5: at least 95 % of the gain, though all
   candidates are learned at once and no network is run with any of them."""
-  group, chosen, steps = 'conv3', range(0, 24, 3), 120
+  group, chosen, steps = 'conv3', range(0, 24, 3), 60
   moves = [morphisms.split({group: [c]}) for c in chosen]
   at = [trained.splits.index(move) for move in moves]
 
@@ -1400,7 +1400,7 @@ def test_gauss_newton_learns_what_the_loss_would_teach(trained):
     for name, thetas in changes.items()
   }
   print('Mean measured loss change of learned splits:', changes)
-  assert changes['on the loss'] < -5e-3, changes
+  assert changes['on the loss'] < -4e-3, changes
   assert changes['gauss newton'] <= 0.95 * changes['on the loss'], changes
   assert changes['start'] > 0.5 * changes['on the loss'], changes
   assert changes['first order'] > 0.01, changes
@@ -1439,10 +1439,9 @@ def _lengths(trained, thetas):
   return np.concatenate(found)
 
 
-@pytest.mark.parametrize('steps', [20, 60])
-def test_directions_stay_within_the_trust_region(trained, steps):
+def test_directions_stay_within_the_trust_region(trained):
   """By the gradient alone they run along it for as long as they may."""
-  knobs = dict(steps=steps, batch=128)
+  knobs = dict(steps=40, batch=128)
   everything = trained.splits + trained.prunes
 
   def longest(make, radius):
@@ -1466,7 +1465,7 @@ def test_directions_stay_within_the_trust_region(trained, steps):
   # A step is at most a twentieth; lengths are of batches, not of all examples.
   assert figures['gauss newton, 0.3'] <= 0.3 * 1.2, figures
   assert figures['first order, 0.3'] <= 0.3 * 1.2, figures
-  assert figures['first order, none'] > 2 * 0.3 * (steps / 20), figures
+  assert figures['first order, none'] > 3 * 0.3, figures
 
 
 def test_a_second_fold_keeps_what_few_examples_would_lose(trained):
