@@ -447,7 +447,7 @@ def uniform(spec: Spec, params: int) -> Spec:
 
   Example:
     >>> report.widths(uniform(seeds.mlp((4,), (8, 4), 3), 400))
-    '23-12'
+    '22-11'
   """
   sizes = {g.name: g.size for g in groups.growable(spec)}
   count = stages.parameters(spec)

@@ -264,7 +264,7 @@ def test_a_loss_that_diverges_is_recorded_and_survived(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'job': 'grow'}, r"--config.job must be one of growth, got 'grow'"),
+    ({'job': 'grow'}, r"--config.job must be one of growth, race, got 'grow'"),
     ({'net__name': 'lenet'}, r"net.name must be one of chain, .*got 'lenet'"),
     (
       {'net__name': 'resnet', 'net__width': -3},
@@ -539,3 +539,65 @@ def test_every_seed_trains_and_grows_on_cifar10(tmp_path, name):
   assert summary['params'] != seed['params']
   net = workdir.load_network(tmp_path / 'run' / 'best')
   assert net.spec.shapes[net.spec.output] == (10,)
+
+
+def test_a_race_compares_arms_of_equal_size_and_cost(tmp_path):
+  config = tiny(job='race', growth__ratio=1.4, growth__moves='split')
+  config.growth.limit = 0
+  summary, text = run(config, tmp_path / 'race')
+  arms = summary['arms']
+  assert list(arms) == [
+    'gauss_newton',
+    'first_order',
+    'random',
+    'uniform_from_scratch',
+    'final_from_scratch',
+    'seed_same_examples',
+  ]
+  first, seed = arms['gauss_newton'], arms['seed_same_examples']
+  assert first['params'] > 1.5 * seed['params']
+  epoch = 2 * len(tasks.digits().train.targets)
+  for name, arm in arms.items():
+    assert 0 <= arm['test_accuracy'] <= 1 and name in text
+    assert abs(arm['examples'] - first['examples']) <= epoch
+    if arm is not seed:
+      assert 0.8 < arm['params'] / first['params'] < 1.25
+  assert run(config, tmp_path / 'race')[0] == summary  # Resumed at its end.
+
+
+def test_a_race_without_a_ratio_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'needs --config.growth.ratio'):
+    run(tiny(job='race'), tmp_path / 'race')
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {
+      'growth__moves': 'free_split-merge-insert',
+      'growth__confirm': True,
+      'growth__limit': 6,
+    },
+    {'growth__judge': 'magnitude', 'growth__rule': 'independently'},
+    {'growth__judge': 'brute_force', 'growth__ratio': 1.2},
+  ],
+)
+def test_a_job_grows_by_any_judge_rule_and_moves(tmp_path, changes):
+  summary, _ = run(tiny(generations=2, **changes), tmp_path / 'run')
+  assert summary['params'] > 0 and summary['examples'] > 0
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'says'),
+  [
+    ('judge', 'oracle', 'growth.judge must be one of gauss_newton, '),
+    ('rule', 'greedily', "growth.rule must be one of jointly, .*'greedily'"),
+    ('moves', 'split-widen', "growth.moves must be one of .*, got 'widen'"),
+    ('ratio', 0.5, r'growth.ratio must be 0 \(no bound\) or at least 1'),
+  ],
+)
+def test_unknown_judges_rules_and_moves_are_refused(
+  tmp_path, no_training, name, value, says
+):
+  with pytest.raises(ValueError, match=says):
+    run(tiny(**{f'growth__{name}': value}), tmp_path / 'run')

@@ -172,7 +172,10 @@ def refused(ended: Ended) -> str:
     (['--config.net.name=lenet'], "chain, mlp, .*got 'lenet'"),
     (['--config.optimizer.name=lion'], "'adamw' or 'sgd', got 'lion'"),
     (['--config.batch=0'], '--config.batch must be at least 1, got 0'),
-    (['--config.job=grow'], "--config.job must be one of growth, got 'grow'"),
+    (
+      ['--config.job=grow'],
+      "--config.job must be one of growth, race, got 'grow'",
+    ),
     ([CIFAR10, '--config.data_dir=nowhere'], 'download_and_prepare'),
     ([CIFAR10, '--config.dataset=cifar1'], "no set 'cifar1'"),
   ],

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnas import groups, network
 from jaxnas.morphisms import width
@@ -285,17 +286,20 @@ class Differences(NamedTuple):
 def mixed(spec: Spec, node: str, value: jax.Array, shares: Arrays) -> jax.Array:
   """What merges put in the place of every channel of a node's value."""
   axis = groups.table(spec).axes[node]
+  xp = (
+    np if isinstance(value, np.ndarray) else jnp
+  )  # The host compiles nothing.
   rows = value.reshape((*value.shape[:-1], axis.repeat, sum(axis.sizes)))
   parts, offset = [], 0
   for name, size in zip(axis.groups, axis.sizes):
     row = rows[..., offset : offset + size]
     if name in shares:
-      own = shares[name] * (1 - jnp.eye(size, dtype=value.dtype))
+      own = shares[name] * (1 - xp.eye(size, dtype=value.dtype))
       parts.append(row @ own.T)
     else:
-      parts.append(jnp.zeros_like(row))
+      parts.append(xp.zeros_like(row))
     offset += size
-  return jnp.concatenate(parts, axis=-1).reshape(value.shape)
+  return xp.concatenate(parts, axis=-1).reshape(value.shape)
 
 
 def differences(

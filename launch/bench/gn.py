@@ -141,10 +141,10 @@ def _as_is(inputs):
   return inputs
 
 
-def seconds(run, repeats: int = 10) -> float:
-  """Median seconds of a call, after two that compile and warm up."""
-  run()
-  run()
+def seconds(run, repeats: int = 10, warm: int = 2) -> float:
+  """Median seconds of a call, after some that compile and warm up."""
+  for _ in range(warm):
+    run()
   times = []
   for _ in range(repeats):
     start = time.perf_counter()
@@ -192,8 +192,8 @@ def costs(found: Trained, moves, thetas) -> dict[str, float]:
 
   learn = (fit(24) - fit(4)) / 20
   brute = estimators.brute_force(batch=BATCH)
-  forced = seconds(
-    lambda: brute.score(key, net, moves, thetas, data, ()), repeats=1
+  forced = seconds(  # Compiled already, for the truth.
+    lambda: brute.score(key, net, moves, thetas, data, ()), repeats=1, warm=0
   )
   batches = len(data.targets) // BATCH
   return {
