@@ -522,7 +522,8 @@ def race(
     ):
       arms[name] = _baseline(job, name, spec, examples)
   summary = {'arms': arms}
-  _finish(job, summary, console, arms, grown)
+  rows = {name.replace('_', ' '): arm for name, arm in arms.items()}
+  _finish(job, summary, console, rows, grown)
   return summary
 
 

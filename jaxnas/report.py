@@ -140,17 +140,31 @@ def results(rows: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
   """
   table = rich.table.Table(title='Results on the test split')
   table.add_column('network')
-  for name in ('test_accuracy', 'params', 'examples', *_TIMES):
-    table.add_column(_TITLES[name], justify='right')
+  for name in ('test_accuracy', 'params', 'examples', 'compilations'):
+    table.add_column(_TITLES[name], justify='right', no_wrap=True)
+  table.add_column(_TITLES['seconds'], justify='right', no_wrap=True)
   for name, row in rows.items():
     table.add_row(
       name,
       f'{row["test_accuracy"]:.4f}',
       f'{row["params"]:,}',
       f'{row["examples"]:,}',
-      *('' if name not in row else _number(name, row[name]) for name in _TIMES),
+      compiled(row),
+      _number('seconds', row['seconds']),
     )
   return table
+
+
+def compiled(row: Mapping[str, Any]) -> str:
+  """How many programs were compiled, and in what time, if that is known.
+
+  Example:
+    >>> compiled({'compilations': 17, 'compiling': 80.4})
+    '17 in 80 s'
+  """
+  count = f'{row["compilations"]:,}'
+  known = 'compiling' in row
+  return f'{count} in {row["compiling"]:.0f} s' if known else count
 
 
 def widths(spec: Any) -> str:

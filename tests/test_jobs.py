@@ -182,8 +182,7 @@ def test_the_table_of_results_is_printed(whole):
     assert name in text
   assert f'{summary["test_accuracy"]:.4f}' in text
   assert f'{summary["examples"]:,}' in text
-  titles = ('accuracy', 'parameters', 'examples', 'compiled', 'seconds')
-  for title in (*titles, 'compiling'):
+  for title in ('accuracy', 'parameters', 'examples', 'compiled', 'seconds'):
     assert title in text
 
 
@@ -558,7 +557,8 @@ def test_a_race_compares_arms_of_equal_size_and_cost(tmp_path):
   assert first['params'] > 1.5 * seed['params']
   epoch = 2 * len(tasks.digits().train.targets)
   for name, arm in arms.items():
-    assert 0 <= arm['test_accuracy'] <= 1 and name in text
+    assert 0 <= arm['test_accuracy'] <= 1
+    assert name.replace('_', ' ') in text
     assert abs(arm['examples'] - first['examples']) <= epoch
     if arm is not seed:
       assert 0.8 < arm['params'] / first['params'] < 1.25

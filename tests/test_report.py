@@ -102,7 +102,7 @@ def test_results_have_a_row_for_each_network():
   console, file = printed()
   console.print(table)
   (grown,) = [line for line in file.getvalue().splitlines() if 'grown' in line]
-  for number in ('0.9877', '1,234', '5,000', '3', '12.3', '8.8'):
+  for number in ('0.9877', '1,234', '5,000', '3 in 9 s', '12.3'):
     assert number in grown
   assert '0.5000' in file.getvalue() and '398' in file.getvalue()
 
