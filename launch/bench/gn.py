@@ -178,10 +178,14 @@ def step_seconds(found: Trained) -> float:
 def costs(found: Trained, moves, thetas) -> dict[str, float]:
   """Scoring, learning and brute force, in times."""
   data = jax.tree.map(lambda leaf: leaf[: 2 * BATCH], found.data)
+  # As many examples as one would score on, so that the host's part is as there.
+  many = jax.tree.map(lambda leaf: jax.numpy.concatenate([leaf] * 8), data)
   key, net = jax.random.key(0), found.net
   judge = estimators.gauss_newton(batch=BATCH)
   step = step_seconds(found)
-  score = seconds(lambda: judge.score(key, net, moves, thetas, data, ()))
+  score = seconds(
+    lambda: judge.score(key, net, moves, thetas, many, ()), repeats=5
+  )
 
   def fit(steps):
     learner = estimators.gauss_newton(batch=BATCH, steps=steps)
@@ -195,11 +199,13 @@ def costs(found: Trained, moves, thetas) -> dict[str, float]:
   forced = seconds(  # Compiled already, for the truth.
     lambda: brute.score(key, net, moves, thetas, data, ()), repeats=1, warm=0
   )
-  batches = len(data.targets) // BATCH
+  batches, every = len(many.targets) // BATCH, len(data.targets)
   return {
     'score_over_step': round(score / batches / step, 3),
     'learn_over_step': round(learn / step, 3),
-    'brute_force_over_score': round(forced / score, 2),
+    'brute_force_over_score': round(
+      forced / every / (score / len(many.targets)), 2
+    ),
     'step_seconds': round(step, 5),
   }
 
