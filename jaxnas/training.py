@@ -123,7 +123,7 @@ def fit(
   fresh = opt_state is None
   if fresh:
     padded = move(start, ())
-    state = _blank(tx, padded.variables['params'])
+    state = blank(tx, padded.variables['params'])
     # Refuses, before anything is trained, what could not follow a move.
     morphisms.carry_state(morphisms.identity(), padded.spec, state)
   else:
@@ -152,8 +152,16 @@ def fit(
   return Fit(net, state, tuple(map(float, losses)), steps, steps * batch)
 
 
-def _blank(tx: optax.GradientTransformation, params: Any) -> Any:
-  """Zeros in the place of an optimizer's state; compiles nothing."""
+def blank(tx: optax.GradientTransformation, params: Any) -> Any:
+  """Zeros in the place of an optimizer's state, on the host.
+
+  Compiles nothing; it is the fresh state only of optimizers whose states start
+  at zero, such as Adam.
+
+  Example:
+    >>> blank(optax.sgd(0.1, momentum=0.9), {'w': np.ones(2)})[0].trace
+    {'w': array([0., 0.], dtype=float32)}
+  """
   shapes = jax.eval_shape(tx.init, params)
   return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 

@@ -459,12 +459,6 @@ def _updated(spec, variables, held, grads, state, lengths, rate, radius):
   }, state
 
 
-def _state(laid: Laid) -> Any:
-  """Adam's fresh state, as NumPy arrays: nothing is compiled for it."""
-  shapes = jax.eval_shape(_ADAM.init, _held(laid))
-  return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
-
-
 @jax.jit
 def _rows(data: Data, rows: jax.Array) -> Data:
   return jax.tree.map(lambda leaf: leaf[rows], data)
@@ -489,7 +483,7 @@ def _scored(
   program, capacity: _Capacity, laid, centres, data, key, batch, rate=0.0
 ):
   """Runs a program over whole batches, and keeps no step that it takes."""
-  state, found = _state(laid), []
+  state, found = training.blank(_ADAM, _held(laid)), []
   free = capacity.wide(np.zeros(len(capacity.columns), np.float32))
   for i, rows in enumerate(_batches(data, batch)):
     own = jax.random.fold_in(key, i)
@@ -648,7 +642,10 @@ def gauss_newton(
     laid = _prepared(net, laid, seen, relative, layout.free)
     free = capacity.wide(layout.free)
     laid = laid._replace(means=jax.tree.map(np.zeros_like, laid.means))
-    adam, learn_key = _state(laid), jax.random.fold_in(key, 2**31)
+    adam, learn_key = (
+      training.blank(_ADAM, _held(laid)),
+      jax.random.fold_in(key, 2**31),
+    )
     generator = rng(learn_key)
     count = min(batch, len(data.targets))
     for i in range(steps):

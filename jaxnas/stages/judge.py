@@ -115,14 +115,15 @@ def judge(estimator: Estimator, task: Task, *, examples: int) -> Stage:
         estimator.init(net),
       )
       for column, i in enumerate(rows):
-        members[i] = _scored(members[i], scores, column)
+        members[i] = scored(members[i], scores, column)
       spent = spent.add(examples=scores.examples)
     return population._replace(members=tuple(members), spent=spent)
 
   return combine.stage(update, 'judge')
 
 
-def _scored(member: Candidate, scores: Scores, column: int) -> Candidate:
+def scored(member: Candidate, scores: Scores, column: int) -> Candidate:
+  """The candidate with its column of the scores among its metrics."""
   coefficients = scores.coefficients[:, column]
   linear = float(scores.linear[column])
   metrics = {

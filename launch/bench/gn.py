@@ -38,6 +38,7 @@ from jaxnas import (
   training,
 )
 from jaxnas.spaces import seeds
+from jaxnas.stages.judge import scored
 
 _SEED = flags.DEFINE_integer('seed', 0, 'Of weights, data and directions.')
 _DATASET = flags.DEFINE_string(
@@ -108,19 +109,8 @@ def spearman(a: Any, b: Any) -> float:
 
 def members(net, moves, thetas, scores) -> list[Candidate]:
   """Candidates as `judge` leaves them."""
-  single = scores.single()
   return [
-    Candidate(
-      net,
-      move,
-      theta,
-      metrics={
-        'linear': scores.linear[i],
-        'error': scores.error[i],
-        'coefficients': scores.coefficients[:, i],
-        'predicted': single[i],
-      },
-    )
+    scored(Candidate(net, move, theta), scores, i)
     for i, (move, theta) in enumerate(zip(moves, thetas))
   ]
 
@@ -131,8 +121,7 @@ def change(found: Trained, candidates: list[Candidate], indices) -> float:
   move, theta = morphisms.unite(
     found.net, [m.move for m in picked], [m.theta for m in picked]
   )
-  fields = {'train': found.data, 'prepare': _as_is}
-  task = found.task._replace(**fields)
+  task = found.task._replace(train=found.data, prepare=_as_is)
   built = training.evaluate(move(found.net, theta), task, found.data).loss
   return built - training.evaluate(found.net, task, found.data).loss
 
