@@ -21,11 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.job = 'race'
   config.net.name = 'chain'
   config.net.widths = '8-M-16-M-16'
-  config.examples.train = 4500
-  config.examples.test = 3000
+  config.examples.train = 15000
+  config.examples.test = 5000
   config.batch = 64
   config.epochs = 2
-  config.generations = 8
+  config.generations = 12
   config.optimizer.learning_rate = 0.05
   config.growth.rounds = 4
   config.growth.ratio = 1.5
@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.growth.tolerance = 1e9
   config.growth.steps = 30
   config.growth.batch = 128
-  config.growth.learn_examples = 1920
-  config.growth.score_examples = 1920
+  config.growth.learn_examples = 2048
+  config.growth.score_examples = 2048
   config.when_quick = ml_collections.ConfigDict({})
   return config

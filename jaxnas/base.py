@@ -154,12 +154,15 @@ class Scores(NamedTuple):
     coefficients: (draws * N, C) per-example curvature coefficients.
     error: (C,) standard error of the linear part.
     examples: N.
+    nats: whether these are loss changes; if not, their order alone means
+      something, and no prediction is recorded.
   """
 
   linear: np.ndarray
   coefficients: np.ndarray
   error: np.ndarray
   examples: int
+  nats: bool = True
 
   def single(self) -> np.ndarray:
     """(C,) estimated loss change of each move made alone."""

@@ -123,12 +123,15 @@ def describe(event: Event) -> str:
   text = ' and '.join(names)
   if event.kind != 'move':
     text = f'{event.kind}: {text}'
-  if event.predicted is not None and event.measured is not None:
-    text += (
-      f' (loss {event.predicted:+.4f} predicted, {event.measured:+.4f} '
-      'measured)'
+  changes = [
+    f'{change:+.4f} {how}'
+    for change, how in (
+      (event.predicted, 'predicted'),
+      (event.measured, 'measured'),
     )
-  return text
+    if change is not None
+  ]
+  return f'{text} (loss {", ".join(changes)})' if changes else text
 
 
 def results(rows: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:

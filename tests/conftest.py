@@ -1,6 +1,7 @@
 """The strictness under which every test runs, and the shared fixtures."""
 
 import os
+import pathlib
 
 import hypothesis
 import jax
@@ -52,3 +53,19 @@ def x64():
   """Runs a test in float64, for identities that hold to 1e-10."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='session')
+def cifar10_folder():
+  """The folder with CIFAR-10 as TFDS prepares it; skips where there is none.
+
+  TFDS_DATA_DIR names it, or it lies beside the checkout, in shared/tfds.
+  """
+  given = os.environ.get('TFDS_DATA_DIR')
+  folders = [pathlib.Path(given)] if given else []
+  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'tfds')
+  found = [folder for folder in folders if (folder / 'cifar10').is_dir()]
+  if not found:
+    pytest.skip(f'no prepared cifar10 under {" or ".join(map(str, folders))}')
+  pytest.importorskip('tensorflow_datasets', reason='needs jaxnas[tfds]')
+  return found[0]

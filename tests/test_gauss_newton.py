@@ -25,6 +25,7 @@ from jaxnas.estimators import (
   first_order,
   flat,
   gauss_newton,
+  linearised,
   softmax_exact,
   softmax_labels,
   softmax_sketch,
@@ -538,6 +539,43 @@ def test_for_squared_errors_the_linearised_network_is_the_parabola(x64):
     for scores in (linearised, adjoint):
       np.testing.assert_allclose(scores.linear[i], linear, atol=1e-10)
       np.testing.assert_allclose(scores.single()[i], parabola, atol=1e-10)
+
+
+@pytest.mark.parametrize('loss', [LOSS, tasks.squared_error])
+def test_the_linearised_change_of_a_set_is_that_of_its_summed_tangent(
+  x64, loss
+):
+  """Of single moves it is `tangents`; of sets, for squared errors, the
+  parabola with its interactions, which the sum of single changes is not."""
+  del x64
+  net = _random_net(_flatten(specs.Activation('silu')))
+  moves, thetas = _all_moves(net)
+  data = _batch()
+  if loss is tasks.squared_error:
+    targets = np.random.default_rng(1).normal(size=(len(data.inputs), CLASSES))
+    data = Data(data.inputs, targets)
+  sets = [[i] for i in range(len(moves))] + [[0, len(moves) - 1], [], [1, 2, 5]]
+  found = linearised(net, moves, thetas, sets, data, loss=loss)
+  scores = tangents(loss=loss).score(
+    jax.random.key(0), net, moves, thetas, data, ()
+  )
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-10)
+  close(found[: len(moves)], scores.single())
+  assert found[-2] == 0
+  for chosen, change in zip(sets, found):
+    rho = scores.coefficients[:, chosen].sum(axis=1)
+    parabola = scores.linear[chosen].sum() + np.square(rho).mean() / 2
+    if loss is tasks.squared_error:
+      close(change, parabola)
+  alone = scores.single()[sets[-1]].sum()
+  assert abs(found[-1] - alone) > 1e-4
+
+
+def test_sets_of_moves_that_are_not_there_are_refused():
+  net = _random_net(_flatten(specs.Activation('relu')))
+  moves, thetas = _all_moves(net)
+  with pytest.raises(ValueError, match=r'from 0, got \[-1, 99\]'):
+    linearised(net, moves, thetas, [[0, -1], [99]], _batch())
 
 
 def test_label_smoothing_changes_the_linear_part_only(x64):
@@ -1198,6 +1236,23 @@ def test_sketch_ranks_moves_as_their_measured_loss_changes(trained):
   assert all(ranks[kind][1] < 0.9 for kind in ranks if kind != 'split 0.3')
 
 
+def test_standard_errors_fall_as_the_root_of_the_examples(trained):
+  """Growth specification, 4.2, test 7: four times the examples, half of it."""
+  directions, _ = trained.fit()
+
+  def relative(count):
+    data = jax.tree.map(lambda leaf: leaf[:count], trained.data)
+    scores = gauss_newton(batch=128).score(
+      jax.random.key(4), trained.net, trained.splits, directions, data, ()
+    )
+    return scores.error, np.median(scores.error / np.abs(scores.single()))
+
+  (few, one), (many, two) = relative(128), relative(512)
+  print('Median standard error over score, 128 and 512 examples:', one, two)
+  assert 1.4 < np.median(few / many) < 2.8
+  assert two < one
+
+
 def test_learned_directions_lower_the_loss_and_first_order_ones_raise_it(
   trained,
 ):
@@ -1234,14 +1289,22 @@ def test_joint_choice_predicts_the_built_network_and_independent_does_not(
 
   joint = stages.jointly(price=1e-6, limit=20)(members)
   count, true = len(joint.indices), measured(joint)
+  (straight,) = linearised(
+    trained.net, moves, directions + means, [joint.indices], trained.data
+  )
   alone = stages.independently(price=1e-6, limit=count)(members)
   figures = {
     'joint': (joint.predicted, true),
+    'linearised': (straight, true),
     'independent': (alone.predicted, measured(alone)),
   }
   print('Predicted and measured loss change:', figures)
   assert count >= 5 and len(alone.indices) == count
   assert true < 0 and abs(joint.predicted - true) <= 0.15 * abs(true), figures
+  # The linearised network follows sets of CIFAR-10 more closely than the
+  # parabola (tests/test_calibration.py); this one, learned and measured on the
+  # same few examples, less closely. It knows the sign, as `alone` does not.
+  assert true > straight > 2 * true, figures
   assert alone.predicted < joint.predicted < 0 < measured(alone), figures
 
 

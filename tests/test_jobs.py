@@ -9,7 +9,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import pathlib
 import re
 import shutil
@@ -498,23 +497,12 @@ def test_a_config_is_plain_values_that_a_job_accepts(config_module, quick):
   jobs.make_seed(settings, tasks.digits()._replace(shape=(32, 32, 3)))
 
 
-def _cifar10() -> pathlib.Path:
-  given = os.environ.get('TFDS_DATA_DIR')
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(ROOT.parent / 'shared' / 'tfds')
-  found = [folder for folder in folders if (folder / 'cifar10').is_dir()]
-  if not found:
-    pytest.skip(f'no prepared cifar10 under {" or ".join(map(str, folders))}')
-  pytest.importorskip('tensorflow_datasets', reason='needs jaxnas[tfds]')
-  return found[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['chain', 'resnet', 'vgg19', 'mobilenet_v1'])
-def test_every_seed_trains_and_grows_on_cifar10(tmp_path, name):
+def test_every_seed_trains_and_grows_on_cifar10(tmp_path, cifar10_folder, name):
   config = tiny(
     growth_cifar10,
-    data_dir=str(_cifar10()),
+    data_dir=str(cifar10_folder),
     examples__train=256,
     examples__test=64,
     net__name=name,

@@ -190,6 +190,13 @@ def test_rules_choose_by_any_judge(name):
     (member,) = chosen.members
     assert member.metrics['chosen'] == 2
     member.move(net, member.theta)
+    realise = stages.realise()
+    made, _ = realise.update(KEY, chosen, realise.init(chosen))
+    (event,) = made.members[0].lineage
+    # Importances are in no unit, so no loss change is said to be predicted.
+    foretold = choice.predicted if name == 'brute_force' else None
+    assert event.predicted == foretold
+    assert not {'predicted', 'nats', 'chosen'} & set(made.members[0].metrics)
 
 
 def _best(members, count):

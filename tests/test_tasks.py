@@ -779,17 +779,10 @@ assert 'tensorflow' not in sys.modules
 
 
 @pytest.fixture(scope='module')
-def cifar10(tmp_path_factory):
-  given = os.environ.get('TFDS_DATA_DIR')
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(ROOT.parent / 'shared' / 'tfds')
-  found = [folder for folder in folders if (folder / 'cifar10').is_dir()]
-  if not found:
-    pytest.skip(f'no prepared cifar10 under {" or ".join(map(str, folders))}')
-  pytest.importorskip('tensorflow_datasets', reason='needs jaxnas[tfds]')
+def cifar10(cifar10_folder, tmp_path_factory):
   return tasks.tfds_images(
     'cifar10',
-    data_dir=found[0],
+    data_dir=cifar10_folder,
     train_examples=600,
     test_examples=200,
     cache_dir=tmp_path_factory.mktemp('cache'),

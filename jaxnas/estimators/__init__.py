@@ -14,8 +14,9 @@ from jaxnas.estimators.curvature import squares_exact as squares_exact
 from jaxnas.estimators.curvature import squares_sketch as squares_sketch
 from jaxnas.estimators.gauss_newton import first_order as first_order
 from jaxnas.estimators.gauss_newton import gauss_newton as gauss_newton
-from jaxnas.estimators.gauss_newton import tangents as tangents
 from jaxnas.estimators.heuristics import batch_norm_scale as batch_norm_scale
 from jaxnas.estimators.heuristics import magnitude as magnitude
 from jaxnas.estimators.heuristics import mean_activation as mean_activation
 from jaxnas.estimators.heuristics import random as random
+from jaxnas.estimators.tangents import linearised as linearised
+from jaxnas.estimators.tangents import tangents as tangents

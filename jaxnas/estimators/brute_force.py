@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxnas import groups, morphisms, network, tasks, training
+from jaxnas import groups, morphisms, network, tasks
 from jaxnas.base import Estimator
 from jaxnas.estimators import heuristics
 from jaxnas.morphisms import base
@@ -30,9 +30,11 @@ def brute_force(
   which is not what the set does (growth specification, 1.3.6). C moves of N
   examples cost (C + 1) N examples.
 
-  Networks are stored at buckets with room for one channel more in every
-  group, so all splits and prunes of one channel share one program, which
-  networks that grow inside these buckets share too.
+  Networks are stored with room for one channel more in every group, up to the
+  next multiple of eight, so all splits and prunes of one channel share one
+  program, which networks that grow inside it share too. (The buckets of
+  training are wider: one more than 64 is 96, twice the operations for every
+  one of many networks.)
 
   Args:
     loss: `loss(outputs, targets) -> (batch,)`, in nats.
@@ -79,9 +81,7 @@ def brute_force(
       if theta is None:
         thetas[i] = _nothing(key, net, move)
     data = jax.device_put(data)
-    room = {
-      g.name: training.bucket(g.size + 1) for g in groups.growable(net.spec)
-    }
+    room = {g.name: _eights(g.size + 1) for g in groups.growable(net.spec)}
 
     def losses(built):
       padded = _stored(built, room)
@@ -101,6 +101,10 @@ def brute_force(
   return Estimator(lambda net: (), score, heuristics.drawn)
 
 
+def _eights(width: int) -> int:
+  return -(-width // 8) * 8
+
+
 def _nothing(key, net, move):
   """The theta of a move that draws none; else `ValueError`."""
   theta = network.to_host(move.init(net, key))
@@ -114,9 +118,9 @@ def _nothing(key, net, move):
 
 
 def _stored(built: network.Network, room: dict[str, int]) -> network.Network:
-  """A network padded to the common room, or to buckets where it is larger."""
+  """A network padded to the common room, or beyond where it is larger."""
   buckets = {
-    g.name: max(training.bucket(g.size), room.get(g.name, 0))
+    g.name: max(_eights(g.size), room.get(g.name, 0))
     for g in groups.growable(built.spec)
   }
   return morphisms.pad(buckets)(built, ()) if buckets else built

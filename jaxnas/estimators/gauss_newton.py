@@ -5,8 +5,8 @@ A move is, exactly, a difference Delta injected into the *unchanged* network
 from one forward pass and few reverse passes: `linear = mean <g, Delta>` with
 the loss gradient g, and the curvature `mean <v, Delta>^2` with v the pulled
 back vectors of a factor of the output Hessian: all of them (route B of the
-growth specification, 1.3.3) or random ones (route C). `tangents` pushes each
-candidate forward instead (route A).
+growth specification, 1.3.3) or random ones (route C). `tangents.py` pushes
+candidates forward instead (route A).
 
 This implements the idea of Lawton, Galstyan and Ver Steeg, "Learning
 Morphisms with Gauss-Newton Approximation for Growing Networks" (2024), from
@@ -16,7 +16,6 @@ derivation and no claim is made to reproduce that paper's numbers.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,11 +24,10 @@ import numpy as np
 import optax
 
 from jaxnas import groups, network, tasks, training
-from jaxnas.base import Data, Estimator, Key, Learned, Scores, rng
+from jaxnas.base import Estimator, Key, Learned, Scores, rng
 from jaxnas.estimators import curvature
 from jaxnas.estimators.injection import (
   Block,
-  Injected,
   Laid,
   Loss,
   columns,
@@ -40,229 +38,17 @@ from jaxnas.estimators.injection import (
   over_axis,
   sites,
 )
-from jaxnas.morphisms import Morphism, base, depth, outgoing, several, width
+from jaxnas.estimators.layout import (
+  Capacity,
+  at_capacity,
+  batches,
+  check_directions,
+  lay_out,
+  pick,
+  take,
+)
+from jaxnas.morphisms import depth, several
 from jaxnas.spec import Spec
-
-
-class Layout(NamedTuple):
-  """Moves laid out over all channels of a network, on the host.
-
-  Attributes:
-    laid: their parameters.
-    blocks: the insertions.
-    members: for each move, the columns it consists of.
-    mass: the splits' mass.
-    free: (columns,) one for free splits and merges, else zero.
-  """
-
-  laid: Laid
-  blocks: tuple[Block, ...]
-  members: tuple[tuple[int, ...], ...]
-  mass: float
-  free: np.ndarray
-
-
-def lay_out(
-  net: network.Network, moves: Sequence[Morphism], thetas: Sequence[Any]
-) -> Layout:
-  """Lays moves out over the channels of a network.
-
-  Columns number the splits of all channels of all scored groups in order,
-  then their prunes, then the insertions.
-
-  Raises:
-    ValueError: for moves other than splits, prunes and insertions behind a
-      gate, for splits of different mass, for a channel split twice, and for
-      groups that cannot be scored (a layer norm reads them).
-  """
-  spec = net.spec
-  start, total = {}, 0
-  for name, size in sites(spec).columns:
-    start[name] = total
-    total += size
-  members, seen, blocks, held = [], set(), [], []
-  for move, theta in zip(moves, thetas, strict=True):
-    if isinstance(move, depth.Insert):
-      members.append((2 * total + len(blocks),))
-      block, variables = _block(net, move, theta)
-      blocks.append(block)
-      held.append(variables)
-      continue
-    if not isinstance(move, width.Split | width.Prune):
-      raise ValueError(
-        'gauss_newton scores moves made by split, free_split, prune, merge '
-        f"and insert(form='residual'), got {move}."
-      )
-    shift = 0 if isinstance(move, width.Split) else total
-    found = []
-    for name, chosen in move.channels:
-      if name not in start:
-        raise ValueError(
-          f'{move}: group {name!r} cannot be scored; groups that can are '
-          f'{sorted(start)}.'
-        )
-      found += [shift + start[name] + c for c in chosen]
-    if seen & set(found):
-      raise ValueError(f'{move} acts on a channel that another move acts on.')
-    seen |= set(found)
-    members.append(tuple(found))
-  masses = {move.mass for move in moves if isinstance(move, width.Split)}
-  if len(masses) > 1:
-    raise ValueError(
-      f'the splits scored together must have one mass, got {sorted(masses)}.'
-    )
-  wide = [
-    (m, t) for m, t in zip(moves, thetas) if not isinstance(m, depth.Insert)
-  ]
-  spread = several.scatter(net, [m for m, _ in wide], [t for _, t in wide])
-
-  def among(tree, names, kind):
-    there = any(isinstance(move, kind) for move in moves)
-    return {name: tree[name] for name in names if name in tree and there}
-
-  readers = [r for r in sites(spec).readers if width.absorbers(spec, r)]
-  # Where nothing absorbs means, shares of zero say that there are prunes.
-  merges = outgoing.Merge if readers else width.Prune
-  laid = Laid(
-    among(spread.directions, sites(spec).writers, width.Split),
-    among(spread.outgoing, sites(spec).readers, outgoing.FreeSplit),
-    among(spread.means, readers, width.Prune),
-    among(spread.shares, start, merges),
-    tuple(held),
-  )
-  free = np.zeros(2 * total + len(blocks), np.float32)
-  for move, member in zip(moves, members):
-    free[list(member)] = isinstance(move, outgoing.FreeSplit | outgoing.Merge)
-  mass = next(iter(masses), 0.3)
-  return Layout(laid, tuple(blocks), tuple(members), mass, free)
-
-
-def _block(
-  net: network.Network, move: depth.Insert, theta: Any
-) -> tuple[Block, Any]:
-  """An insertion, padded, and the variables of its nodes."""
-  if move.resolved(net.spec) != 'residual':
-    raise ValueError(
-      f'{move}: an exact identity changes nothing that could be scored; use '
-      "form='residual', whose gate can open."
-    )
-  host = network.to_host(net)
-  if theta is None:
-    theta = base.zeros(move.init(host, jax.random.key(0)))
-  moved = move(host, network.to_host(theta))
-  padded = training.padding(moved.spec)(moved, ())
-  names = move.names(net.spec)
-  order = [n.name for n in padded.spec.order]
-  nodes = [names[p] for p in ('', '_bn', '_act', '_out', '_gate')]
-  nodes = tuple(n for n in nodes if n in order)
-  variables = {
-    collection: {n: tree[n] for n in nodes if n in tree}
-    for collection, tree in padded.variables.items()
-    if collection != 'arch'
-  }
-  variables['arch'] = padded.variables.get('arch', {'active': {}})
-  return Block(move.after, padded.spec, nodes), variables
-
-
-class _Capacity(NamedTuple):
-  """A network at its buckets, and the ways there and back.
-
-  Attributes:
-    net: the padded network.
-    up: `up(laid)`, laid out over the unpadded network, to the padded one.
-    down: the way back.
-    columns: padded columns of the unpadded ones.
-    wide: `wide(values)`, values of columns laid out over the padded ones.
-  """
-
-  net: network.Network
-  up: Callable[[Laid], Laid]
-  down: Callable[[Laid], Laid]
-  columns: np.ndarray
-  wide: Callable[[np.ndarray], np.ndarray]
-
-
-def _capacity(
-  net: network.Network, blocks: tuple[Block, ...] = ()
-) -> _Capacity:
-  spec = net.spec
-  move = training.padding(spec)
-  padded = move(network.to_host(net), ())
-  axes, wide = groups.table(spec).axes, groups.table(padded.spec).axes
-  dtypes = {
-    name: held['kernel'].dtype
-    for name, held in net.variables['params'].items()
-    if 'kernel' in held
-  }
-
-  def alive(node):
-    axis, stored = axes[node], wide[node]
-    flags = {
-      g: np.arange(capacity) < size
-      for g, size, capacity in zip(axis.groups, axis.sizes, stored.sizes)
-    }
-    return np.flatnonzero(stored.spread(flags, 'ones'))
-
-  def source(reader):
-    return spec.by_name[reader].inputs[0]
-
-  def fill(size, at, values):
-    out = np.zeros((*values.shape[:-1], size), values.dtype)
-    out[..., at] = values
-    return out
-
-  def kernels(tree):
-    held = {name: {'kernel': kernel} for name, kernel in tree.items()}
-    found = move.moments(spec, held, 1)
-    return {name: leaf['kernel'] for name, leaf in found.items()}
-
-  def up(laid):
-    means = {}
-    for reader, mean in laid.means.items():
-      size = sum(wide[source(reader)].sizes) * wide[source(reader)].repeat
-      mean = mean.astype(dtypes[reader])
-      means[reader] = fill(size, alive(source(reader)), mean)
-    stored = groups.table(padded.spec).groups
-    shares = {}
-    for name, share in laid.shares.items():
-      share = share.astype(next(iter(dtypes.values())))
-      at, size = np.arange(len(share)), stored[name].size
-      shares[name] = fill(size, at, fill(size, at, share).T).T
-    return Laid(
-      kernels(laid.directions),
-      kernels(laid.outgoing),
-      means,
-      shares,
-      laid.blocks,
-    )
-
-  def cut(node, kernel):
-    rows = alive(source(node))
-    return kernel.take(rows, axis=-2).take(alive(node), axis=-1)
-
-  def down(laid):
-    sizes = dict(sites(spec).columns)
-    return Laid(
-      {name: cut(name, kernel) for name, kernel in laid.directions.items()},
-      {name: cut(name, kernel) for name, kernel in laid.outgoing.items()},
-      {r: mean[alive(source(r))] for r, mean in laid.means.items()},
-      {g: s[: sizes[g], : sizes[g]] for g, s in laid.shares.items()},
-      laid.blocks,
-    )
-
-  starts, position = [], 0
-  for (_, size), (_, capacity) in zip(
-    sites(spec).columns, sites(padded.spec).columns
-  ):
-    starts.append(position + np.arange(size))
-    position += capacity
-  found = np.concatenate([np.zeros(0, int), *starts])
-  last = 2 * position + np.arange(len(blocks))
-  where = np.concatenate([found, position + found, last])
-  stored = 2 * position + len(blocks)
-  return _Capacity(
-    padded, up, down, where, functools.partial(fill, stored, where)
-  )
 
 
 class Statistics(NamedTuple):
@@ -459,18 +245,6 @@ def _updated(spec, variables, held, grads, state, lengths, rate, radius):
   }, state
 
 
-@jax.jit
-def _rows(data: Data, rows: jax.Array) -> Data:
-  return jax.tree.map(lambda leaf: leaf[rows], data)
-
-
-def _batches(data: Data, batch: int):
-  """Whole batches; the rest is left out, if there is a whole one."""
-  count = min(batch, len(data.targets))
-  for i in range(len(data.targets) // count):
-    yield _rows(data, np.arange(i * count, (i + 1) * count))
-
-
 class _Scored(NamedTuple):
   """Scores of all columns of all batches, and the mean statistics."""
 
@@ -480,12 +254,12 @@ class _Scored(NamedTuple):
 
 
 def _scored(
-  program, capacity: _Capacity, laid, centres, data, key, batch, rate=0.0
+  program, capacity: Capacity, laid, centres, data, key, batch, rate=0.0
 ):
   """Runs a program over whole batches, and keeps no step that it takes."""
   state, found = training.blank(_ADAM, _held(laid)), []
   free = capacity.wide(np.zeros(len(capacity.columns), np.float32))
-  for i, rows in enumerate(_batches(data, batch)):
+  for i, rows in enumerate(batches(data, batch)):
     own = jax.random.fold_in(key, i)
     *_, linear, rho, statistics = program(
       capacity.net.variables,
@@ -506,13 +280,6 @@ def _scored(
   )
 
 
-def _pick(members, parts: np.ndarray) -> np.ndarray:
-  """Sums each move's columns."""
-  if all(len(m) == 1 for m in members):
-    return parts[..., [m[0] for m in members]]
-  return np.stack([parts[..., list(m)].sum(axis=-1) for m in members], -1)
-
-
 def _no_centres(net: network.Network) -> dict[str, np.ndarray]:
   axes = groups.table(net.spec).axes
   dtype = jnp.result_type(*jax.tree.leaves(net.variables['params']))
@@ -520,14 +287,6 @@ def _no_centres(net: network.Network) -> dict[str, np.ndarray]:
     s: np.zeros(sum(axes[s].sizes) * axes[s].repeat, dtype)
     for s in sites(net.spec).sources
   }
-
-
-def _check_directions(moves, thetas) -> None:
-  for move, theta in zip(moves, thetas, strict=True):
-    if theta is None and not isinstance(move, width.Prune):
-      raise ValueError(
-        f'{move} has no direction to score; add learn() before judge().'
-      )
 
 
 def gauss_newton(
@@ -615,8 +374,8 @@ def gauss_newton(
   def score(key, net, moves, thetas, data, state):
     del state
     layout = lay_out(net, moves, thetas)
-    _check_directions(moves, thetas)
-    capacity = _capacity(net, layout.blocks)
+    check_directions(moves, thetas)
+    capacity = at_capacity(net, layout.blocks)
     found = _scored(
       program(capacity, layout),
       capacity,
@@ -627,13 +386,13 @@ def gauss_newton(
       batch,
     )
     return scores(
-      _pick(layout.members, found.linear), _pick(layout.members, found.rho)
+      pick(layout.members, found.linear), pick(layout.members, found.rho)
     )
 
   def fit(key, net, moves, thetas, data, state):
     thetas = _with_blocks(key, net, moves, thetas)
     layout = lay_out(net, moves, thetas)
-    capacity = _capacity(net, layout.blocks)
+    capacity = at_capacity(net, layout.blocks)
     run = program(capacity, layout)
     laid = capacity.up(_started(key, net, layout.laid))
     nothing = _no_centres(capacity.net)
@@ -657,7 +416,7 @@ def gauss_newton(
         adam,
         free,
         seen.centres,
-        *_rows(data, rows),
+        *take(data, rows),
         jax.random.fold_in(learn_key, i),
         np.float32(rate),
       )
@@ -762,120 +521,6 @@ def _theta(net, move, theta, member, laid: Laid, gates: np.ndarray) -> Any:
     net,
     move,
     several.Spread(laid.directions, laid.means, laid.outgoing, laid.shares),
-  )
-
-
-@functools.lru_cache(maxsize=256)
-def _pusher(spec, blocks, loss, factor, mass):
-  """The compiled tangents of one structure, some moves at a time."""
-
-  @jax.jit
-  def push(variables, laid, inputs, targets, key, weights):
-    call = network.caller(spec, variables)
-    values = network.walk(spec, call, inputs)
-    found = differences(spec, variables, values, laid, mass, blocks)
-
-    def outputs(injected: Injected):
-      return forward(spec, call, inputs, injected)[spec.output]
-
-    def one(row):
-      mask = jnp.broadcast_to(row[None], (inputs.shape[0], len(row)))
-      tangent = inject(spec, variables, laid, found, blocks, mask)
-      zero = jax.tree.map(jnp.zeros_like, tangent)
-      return jax.jvp(outputs, (zero,), (tangent,))
-
-    logits = values[spec.output]
-    slope = jax.grad(lambda out: loss(out, targets).sum())(logits)
-    vectors, before = factor(key, logits), loss(logits, targets)
-
-    def parts(row):
-      _, q = one(row)
-      rho = (vectors * q[None]).sum(axis=-1)
-      linearised = loss(logits + q, targets) - before
-      return (slope * q).sum(axis=-1), rho, linearised
-
-    return jax.vmap(parts)(weights)
-
-  return push
-
-
-def tangents(
-  *,
-  loss: Loss = tasks.cross_entropy,
-  factor: curvature.Factor | None = None,
-  batch: int = 256,
-  at_once: int = 16,
-) -> Estimator:
-  """Scores each move by its own forward-mode derivative (route A).
-
-  Exact where `gauss_newton` samples, at a forward pass for each move; and the
-  estimate of a move alone is that of the *linearised* network,
-  `mean loss(f + q) - loss(f)` with `q = J Delta` (growth specification,
-  1.3.2), which follows the loss further than its parabola. Interactions are
-  those of the parabola.
-
-  Args:
-    loss: `loss(outputs, targets) -> (batch,)`, in nats.
-    factor: as of `gauss_newton`; None for the exact one, for the losses in
-      `jaxnas.tasks`.
-    batch: examples at a time.
-    at_once: moves at a time; the number of moves is padded to a multiple.
-
-  Returns:
-    An `Estimator`; its `fit` is that of `gauss_newton(loss=loss)`.
-
-  Raises:
-    ValueError: as `gauss_newton`.
-
-  Example:
-    >>> from jaxnas import morphisms
-    >>> from jaxnas.spaces import seeds
-    >>> task = tasks.digits()
-    >>> net = network.init(
-    ...     seeds.chain(task.shape, (4, 4), task.outputs), jax.random.key(0))
-    >>> moves = [morphisms.prune({'conv1': [c]}) for c in range(4)]
-    >>> data = Data(task.prepare(task.valid.inputs), task.valid.targets)
-    >>> tangents().score(
-    ...     jax.random.key(1), net, moves, [None] * 4, data, ()).single().shape
-    (4,)
-  """
-  if batch < 1 or at_once < 1:
-    raise ValueError(
-      'tangents: batch and at_once must be at least 1, got '
-      f'batch={batch}, at_once={at_once}.'
-    )
-  exact = curvature.exact_of(loss) if factor is None else factor
-
-  def score(key, net, moves, thetas, data, state):
-    del state
-    layout = lay_out(net, moves, thetas)
-    _check_directions(moves, thetas)
-    capacity = _capacity(net, layout.blocks)
-    spec, laid = capacity.net.spec, capacity.up(layout.laid)
-    push = _pusher(spec, layout.blocks, loss, exact, layout.mass)
-    whole = -(-len(moves) // at_once) * at_once
-    dtype = jnp.result_type(*jax.tree.leaves(net.variables['params']))
-    masks = np.zeros((whole, columns(spec, layout.blocks)), dtype)
-    for row, member in zip(masks, layout.members):
-      row[capacity.columns[list(member)]] = 1
-    found = []
-    for i, rows in enumerate(_batches(data, batch)):
-      own = jax.random.fold_in(key, i)
-      run = functools.partial(push, capacity.net.variables, laid, *rows, own)
-      chunks = [run(masks[j : j + at_once]) for j in range(0, whole, at_once)]
-      linear, rho, exactly = (
-        np.concatenate(part) for part in zip(*jax.device_get(chunks))
-      )
-      found.append((linear.T, rho.transpose((1, 2, 0)), exactly.T))
-    linear, rho, exactly = zip(*found)
-    linear = np.concatenate(linear)[:, : len(moves)]
-    rho = np.concatenate(rho, axis=1)[..., : len(moves)]
-    exactly = np.concatenate(exactly)[:, : len(moves)]
-    rest = np.square(rho).mean(axis=0) / 2
-    return scores(exactly - rest, rho)
-
-  return gauss_newton(loss=loss, factor=factor, batch=batch)._replace(
-    score=score
   )
 
 

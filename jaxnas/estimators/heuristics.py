@@ -150,7 +150,7 @@ def _judge(
       move.maps(net.spec)
     rows, examples = importance(net, data)
     columns = [_signed(move, rows, lacking) for move in moves]
-    return scored(np.stack(columns, axis=1), examples)
+    return scored(np.stack(columns, axis=1), examples)._replace(nats=False)
 
   return Estimator(lambda net: (), score, drawn)
 
@@ -368,6 +368,6 @@ def random() -> Estimator:
     draws = [
       rng(network.named_key(key, repr(move))).uniform(-1, 1) for move in moves
     ]
-    return scored(np.array([draws]), 0)
+    return scored(np.array([draws]), 0)._replace(nats=False)
 
   return Estimator(lambda net: (), score, drawn)

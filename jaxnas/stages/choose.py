@@ -11,7 +11,7 @@ from jaxnas import combine, groups, layers, morphisms, network, training
 from jaxnas.base import Candidate, Population, Stage, Task
 from jaxnas.morphisms import depth, outgoing, width
 from jaxnas.spec import Spec
-from jaxnas.stages import judge
+from jaxnas.stages import fit, judge
 
 Sizes = Mapping[str, int]
 Count = Callable[[Sizes], float]
@@ -463,7 +463,7 @@ def choose(rule: Rule) -> Stage:
 
 def _united(rule: Rule, pending: Sequence[Candidate]) -> tuple[Candidate, int]:
   pending = [m for m in pending if m.move is not None] or list(pending)
-  scratch = ('linear', 'error', 'coefficients', 'predicted', 'chosen')
+  scratch = ('linear', 'error', 'coefficients', *fit.SAID)
   kept = {k: v for k, v in pending[0].metrics.items() if k not in scratch}
   parent = pending[0]._replace(move=None, theta=(), metrics=kept, parent=None)
   if pending[0].move is None:
@@ -479,6 +479,7 @@ def _united(rule: Rule, pending: Sequence[Candidate]) -> tuple[Candidate, int]:
     **kept,
     'predicted': choice.predicted,
     'chosen': len(choice.indices),
+    'nats': all(m.metrics.get('nats', True) for m in picked),
   }
   united = parent._replace(move=move, theta=theta, metrics=metrics)
   return united, choice.evaluations

@@ -10,6 +10,9 @@ from jaxnas import combine, morphisms, network, training
 from jaxnas.base import Candidate, Event, Key, Population, Stage, Task
 from jaxnas.stages import propose
 
+# What is said of a pending move; in the lineage once it is made.
+SAID = ('predicted', 'nats', 'chosen')
+
 
 def train(
   task: Task, tx: optax.GradientTransformation, *, epochs: int, batch: int
@@ -105,19 +108,19 @@ def realise(task: Task | None = None, *, tolerance: float = math.inf) -> Stage:
       before = training.evaluate(member.net, task, task.valid).loss
       measured = training.evaluate(net, task, task.valid).loss - before
     accepted = measured is None or measured <= tolerance
+    predicted = member.metrics.get('predicted')
     event = Event(
       generation,
       'move' if accepted else 'rejected',
       member.move,
-      member.metrics.get('predicted'),
+      predicted if member.metrics.get('nats', True) else None,
       measured,
     )
-    said = ('predicted', 'chosen')  # Of this move; in the lineage from now on.
     done = member._replace(
       move=None,
       theta=(),
       parent=None,
-      metrics={k: v for k, v in member.metrics.items() if k not in said},
+      metrics={k: v for k, v in member.metrics.items() if k not in SAID},
       lineage=(*member.lineage, event),
     )
     if not accepted:

@@ -85,9 +85,10 @@ def learn(estimator: Estimator, task: Task, *, examples: int) -> Stage:
 def judge(estimator: Estimator, task: Task, *, examples: int) -> Stage:
   """Scores the pending moves, all moves of a network in one pass.
 
-  Adds to each candidate's metrics `predicted` (the loss change alone, in
-  nats), and for joint choice `linear`, `error` and `coefficients`
-  (`jaxnas.base.Scores`). Examples come from the odd rows of the training split;
+  Adds to each candidate's metrics `predicted` (the loss change alone, in nats
+  where `nats` is true), and for joint choice `linear`, `error` and
+  `coefficients` (`jaxnas.base.Scores`). Examples come from the odd rows of the
+  training split;
   `learn` uses the even ones, so moves are judged on others than they were
   learned from.
 
@@ -132,6 +133,7 @@ def scored(member: Candidate, scores: Scores, column: int) -> Candidate:
     'error': float(scores.error[column]),
     'coefficients': coefficients,
     'predicted': linear + float(np.square(coefficients).mean()) / 2,
+    'nats': scores.nats,
   }
   return member._replace(metrics=metrics)
 
