@@ -12,6 +12,7 @@ from jaxnas import layers as layers
 from jaxnas import morphisms as morphisms
 from jaxnas import network as network
 from jaxnas import report as report
+from jaxnas import selection as selection
 from jaxnas import spaces as spaces
 from jaxnas import spec as spec
 from jaxnas import stages as stages
@@ -24,6 +25,7 @@ from jaxnas.base import Cost as Cost
 from jaxnas.base import Data as Data
 from jaxnas.base import Estimator as Estimator
 from jaxnas.base import Population as Population
+from jaxnas.base import Space as Space
 from jaxnas.base import Stage as Stage
 from jaxnas.base import Task as Task
 from jaxnas.combine import append as append
@@ -54,6 +56,7 @@ __all__ = (
   'Network',
   'Node',
   'Population',
+  'Space',
   'Spec',
   'Stage',
   'Task',
@@ -81,6 +84,7 @@ __all__ = (
   'repeat',
   'report',
   'run',
+  'selection',
   'spaces',
   'spec',
   'stage',
