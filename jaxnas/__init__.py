@@ -4,6 +4,7 @@ from jaxnas import algorithms as algorithms
 from jaxnas import base as base
 from jaxnas import checkpoint as checkpoint
 from jaxnas import combine as combine
+from jaxnas import contest as contest
 from jaxnas import draw as draw
 from jaxnas import estimators as estimators
 from jaxnas import groups as groups
@@ -67,6 +68,7 @@ __all__ = (
   'chain',
   'checkpoint',
   'combine',
+  'contest',
   'count_compilations',
   'draw',
   'estimators',
