@@ -2,6 +2,12 @@
 
     python launch/train.py --config=configs/evolution_cifar10.py \\
         --config.data_dir=DIR --workdir=runs/evolution_cifar10
+
+The arms of `configs/evolution_digits.py`, in a space of three stages. The full
+form, of 120 networks of ten epochs an arm, is meant for one GPU. With
+`--config.quick=true`: 3,000 training images, 10 networks of three epochs an
+arm, for 2 cores of a CPU, of the order of 10 minutes. Neither has been run to
+its end (2026-11-27), and no accuracy is promised.
 """
 
 import ml_collections

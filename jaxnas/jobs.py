@@ -582,13 +582,11 @@ def evolution(
   """
   console = console or rich.console.Console()
   settings = resolve(config)
-  check(settings, contest.RULES)
-  contest.refuse(settings)
-  make_optimizer(settings, 1)  # Refuses a name that it does not know.
+  _check_evolution(settings)
   task = make_task(settings)
-  settings['batch'] = min(settings['batch'], len(task.train.targets))
-  steps = settings['epochs'] * (len(task.train.targets) // settings['batch'])
-  tx = make_optimizer(settings, steps)
+  count = len(task.train.targets)
+  per_epoch = count // min(settings['batch'], count)
+  tx = make_optimizer(settings, settings['epochs'] * per_epoch)
   path = workdir.claim(folder, settings)
   key = jax.random.key(settings['seed'])
   found, rows = {}, {}
@@ -604,6 +602,13 @@ def evolution(
   summary = {'arms': rows, 'best': best}
   _finish(path, summary, console, rows, found[best].net.spec)
   return summary
+
+
+def _check_evolution(settings: Settings) -> None:
+  """What can be refused of an evolution before the data are read."""
+  check(settings, contest.RULES)
+  contest.refuse(settings)
+  make_optimizer(settings, 1)  # Refuses a name that it does not know.
 
 
 def _searched(population: Population, task: Task) -> dict[str, Any]:
