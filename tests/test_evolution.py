@@ -538,6 +538,18 @@ def test_chains_that_cannot_be_are_refused(options, says):
     spaces.chain(options.pop('shape'), 10, **options)
 
 
+def test_a_seed_of_other_names_is_a_chain_too():
+  """Its units are found by what they are, not by what they are called."""
+  for seed, found in (
+    (seeds.mlp(task().shape, (4, 2), task().outputs), space()),
+    (seeds.chain((8, 8, 1), (4, 'M', 8), 10), spaces.chain((8, 8, 1), 10)),
+  ):
+    moves = found.moves(seed)
+    assert len({type(move) for move in moves}) >= 3
+    for move in moves:
+      assert morphisms.respec(move, seed) != seed
+
+
 def test_a_network_that_is_no_chain_is_refused():
   with pytest.raises(ValueError, match='of chains, each node reading the one'):
     space().moves(seeds.resnet(10, blocks=1, widths=(4,)))

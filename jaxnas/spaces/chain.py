@@ -29,12 +29,14 @@ class Unit(NamedTuple):
     part: its stage, counted from 0, or `'hidden'`.
     width: its channels or units.
     window: the rows of its convolution's window; 0 for a dense layer.
+    nodes: the names of all its nodes, the activation last.
   """
 
   name: str
   part: int | str
   width: int
   window: int
+  nodes: tuple[str, ...]
 
 
 class _Choices(NamedTuple):
@@ -170,13 +172,15 @@ def units(spec: Spec) -> list[Unit]:
         "the space's sample gives."
       )
     source = node.name
-    if isinstance(node.op, specs.Pool):
+    name, op, nodes = node.name, node.op, (node.name,)
+    if isinstance(op, specs.Pool):
       stage += 1
-    elif isinstance(node.op, Conv):
-      unit = Unit(node.name, stage, node.op.features, node.op.kernel[0])
-      found.append(unit)
-    elif isinstance(node.op, Dense) and node.name != spec.output:
-      found.append(Unit(node.name, 'hidden', node.op.features, 0))
+    elif isinstance(op, Conv):
+      found.append(Unit(name, stage, op.features, op.kernel[0], nodes))
+    elif isinstance(op, Dense) and name != spec.output:
+      found.append(Unit(name, 'hidden', op.features, 0, nodes))
+    elif found and isinstance(op, BatchNorm | Activation):
+      found[-1] = found[-1]._replace(nodes=(*found[-1].nodes, name))
   return found
 
 
@@ -217,12 +221,13 @@ def _moves(choices: _Choices, spec: Spec) -> Iterator[Morphism]:
     least, most = choices.hidden if unit.part == 'hidden' else choices.depth
     depth = sum(other.part == unit.part for other in found)
     if depth < most:
-      yield _inserted(choices, spec, f'{unit.name}_act', unit.window)
+      yield _inserted(choices, spec, unit.nodes[-1], unit.window)
     if depth > least:
-      yield from _removed(choices, spec, unit)
-  hidden = sum(unit.part == 'hidden' for unit in found)
-  if not hidden and choices.hidden[1]:
-    yield _inserted(choices, spec, 'gap', 0)
+      yield from _removed(spec, unit)
+  if choices.hidden[1] and all(unit.part != 'hidden' for unit in found):
+    for node in spec.nodes:
+      if isinstance(node.op, specs.GlobalPool):
+        yield _inserted(choices, spec, node.name, 0)
 
 
 def _next(values: Sequence[int], value: int) -> tuple[int | None, int | None]:
@@ -280,11 +285,10 @@ def _free(spec: Spec, base_name: str) -> str:
   return next(name for name in names if name not in spec.by_name)
 
 
-def _removed(choices: _Choices, spec: Spec, unit: Unit) -> Iterator[Morphism]:
+def _removed(spec: Spec, unit: Unit) -> Iterator[Morphism]:
   """The unit gone; none for the first, which reads what it cannot stand for."""
   source = spec.shapes[spec.node(unit.name).inputs[0]][-1]
   if unit.name == units(spec)[0].name:
     return
-  nodes = [f'{unit.name}_act', f'{unit.name}_bn', unit.name]
-  gone = [morphisms.remove(n) for n in nodes if n in spec.by_name]
+  gone = [morphisms.remove(name) for name in reversed(unit.nodes)]
   yield morphisms.compose(_to_width(unit, source), *gone)
