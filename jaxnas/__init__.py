@@ -4,6 +4,7 @@ from jaxnas import algorithms as algorithms
 from jaxnas import base as base
 from jaxnas import checkpoint as checkpoint
 from jaxnas import combine as combine
+from jaxnas import contest as contest
 from jaxnas import draw as draw
 from jaxnas import estimators as estimators
 from jaxnas import groups as groups
@@ -12,6 +13,7 @@ from jaxnas import layers as layers
 from jaxnas import morphisms as morphisms
 from jaxnas import network as network
 from jaxnas import report as report
+from jaxnas import selection as selection
 from jaxnas import spaces as spaces
 from jaxnas import spec as spec
 from jaxnas import stages as stages
@@ -24,6 +26,7 @@ from jaxnas.base import Cost as Cost
 from jaxnas.base import Data as Data
 from jaxnas.base import Estimator as Estimator
 from jaxnas.base import Population as Population
+from jaxnas.base import Space as Space
 from jaxnas.base import Stage as Stage
 from jaxnas.base import Task as Task
 from jaxnas.combine import append as append
@@ -54,6 +57,7 @@ __all__ = (
   'Network',
   'Node',
   'Population',
+  'Space',
   'Spec',
   'Stage',
   'Task',
@@ -64,6 +68,7 @@ __all__ = (
   'chain',
   'checkpoint',
   'combine',
+  'contest',
   'count_compilations',
   'draw',
   'estimators',
@@ -81,6 +86,7 @@ __all__ = (
   'repeat',
   'report',
   'run',
+  'selection',
   'spaces',
   'spec',
   'stage',

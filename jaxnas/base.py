@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxnas import network
+from jaxnas.spec import Spec
 
 Key = jax.Array
 State = Any
@@ -90,11 +91,21 @@ class Candidate(NamedTuple):
 
 
 class Population(NamedTuple):
-  """Candidates, the generation they are in, and what they have cost."""
+  """Candidates, the generation they are in, and what they have cost.
+
+  Attributes:
+    members: the candidates that stages work on.
+    generation: how many generations are complete.
+    spent: what they have cost, those that are gone included.
+    archive: candidates kept for the answer, whether members or not: the best
+      of a search's history, or its Pareto front (`jaxnas.stages.remember`).
+      They are trained and moved no more.
+  """
 
   members: tuple[Candidate, ...]
   generation: int = 0
   spent: Cost = Cost()
+  archive: tuple[Candidate, ...] = ()
 
 
 class Stage(NamedTuple):
@@ -111,6 +122,21 @@ class Stage(NamedTuple):
   init: Callable[[Population], State]
   update: Callable[[Key, Population, State], tuple[Population, State]]
   name: str
+
+
+class Space(NamedTuple):
+  """Where architectures come from, as two functions.
+
+  `jaxnas.testing.check_space` holds it to its laws.
+
+  Attributes:
+    sample: `sample(key) -> spec`, a random architecture.
+    moves: `moves(spec) -> list of moves`, the steps to its neighbours, each
+      legal for the spec and to a spec of the space.
+  """
+
+  sample: Callable[[Key], Spec]
+  moves: Callable[[Spec], Sequence[Any]]
 
 
 class Estimator(NamedTuple):

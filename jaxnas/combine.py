@@ -110,15 +110,17 @@ def group_by(label: Callable[[Candidate], Hashable], inner: Stage) -> Stage:
     parts: dict[str, list[Candidate]] = {}
     for member in population.members:
       parts.setdefault(repr(label(member)), []).append(member)
-    made, spent, states = [], population.spent, dict(state)
+    made, states, part = [], dict(state), population
     for name, members in parts.items():
-      part = population._replace(members=tuple(members), spent=spent)
+      part = part._replace(members=tuple(members))
       held = states[name] if name in states else inner.init(part)
       own = network.named_key(key, name)
       part, states[name] = inner.update(own, part, held)
       made.extend(part.members)
-      spent = part.spent
-    return population._replace(members=tuple(made), spent=spent), states
+    made = population._replace(
+      members=tuple(made), spent=part.spent, archive=part.archive
+    )
+    return made, states
 
   return Stage(init, update, f'group_by({inner.name})')
 

@@ -14,6 +14,7 @@ import rich.console
 from jaxnas import (
   algorithms,
   combine,
+  contest,
   estimators,
   groups,
   morphisms,
@@ -371,15 +372,16 @@ def _baseline(
   return _row(last, job.task)
 
 
-def _finish(job: _Job, summary: dict[str, Any], console, rows, grown) -> None:
+def _finish(
+  path: pathlib.Path, summary: dict[str, Any], console, rows, spec: Spec
+) -> None:
   workdir.write_atomically(
-    job.path / 'summary.json', json.dumps(summary, indent=2) + '\n'
+    path / 'summary.json', json.dumps(summary, indent=2) + '\n'
   )
-  report.html(job.path)
+  report.html(path)
   console.print(report.results(rows))
   console.print(
-    f'grown widths {report.widths(grown.net.spec)}; everything is in '
-    f'{job.path}',
+    f'found widths {report.widths(spec)}; everything is in {path}',
     highlight=False,
   )
 
@@ -431,7 +433,7 @@ def growth(
     'seed, same examples': summary['baselines']['seed_same_examples'],
     'final from scratch': summary['baselines']['final_from_scratch'],
   }
-  _finish(job, summary, console, rows, grown)
+  _finish(job.path, summary, console, rows, grown.net.spec)
   return summary
 
 
@@ -523,7 +525,7 @@ def race(
       arms[name] = _baseline(job, name, spec, examples)
   summary = {'arms': arms}
   rows = {name.replace('_', ' '): arm for name, arm in arms.items()}
-  _finish(job, summary, console, rows, grown)
+  _finish(job.path, summary, console, rows, grown.net.spec)
   return summary
 
 
@@ -550,7 +552,77 @@ def _row(population: Population, task: Task) -> dict[str, Any]:
   }
 
 
-JOBS = {'growth': growth, 'race': race}
+def evolution(
+  config: Settings,
+  folder: workdir.Folder,
+  *,
+  console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+  """Searches one space in several ways, at equal training examples.
+
+  The arms, of which `evolution.arms` names some: `fresh`, regularized
+  evolution whose children start from fresh weights; `inherited`, the same
+  with function-preserving moves and the parent's weights; `nsga`, accuracy
+  against `evolution.against`; and `random` search. All train as many networks
+  for as long. Resumes wherever `folder` says the job is.
+
+  Args:
+    config: settings, as `configs/evolution_digits.py` returns them.
+    folder: the workdir.
+    console: where to show progress; None for standard output.
+
+  Returns:
+    What is written to `summary.json`: for each arm under `arms` of the best
+    network by validation `valid_accuracy`, `test_accuracy`, `params` and
+    `flops`, and what its search spent; and `best`, the arm whose network is
+    in the folder `best`.
+
+  Raises:
+    ValueError: as `growth`.
+  """
+  console = console or rich.console.Console()
+  settings = resolve(config)
+  _check_evolution(settings)
+  task = make_task(settings)
+  count = len(task.train.targets)
+  per_epoch = count // min(settings['batch'], count)
+  tx = make_optimizer(settings, settings['epochs'] * per_epoch)
+  path = workdir.claim(folder, settings)
+  key = jax.random.key(settings['seed'])
+  found, rows = {}, {}
+  with report.progress(console) as show:
+    for name, make in contest.arms(key, settings, task, tx).items():
+      arm, own = make(), network.named_key(key, name)
+      search = workdir.Search(name, own, *arm)
+      last = workdir.conduct(path, search, settings=settings, report=show)
+      found[name] = workdir.leader(last)
+      rows[name] = _searched(last, task)
+  best = max(rows, key=lambda name: rows[name]['valid_accuracy'])
+  workdir.save_network(path / 'best', found[best].net)
+  summary = {'arms': rows, 'best': best}
+  _finish(path, summary, console, rows, found[best].net.spec)
+  return summary
+
+
+def _check_evolution(settings: Settings) -> None:
+  """What can be refused of an evolution before the data are read."""
+  check(settings, contest.RULES)
+  contest.refuse(settings)
+  make_optimizer(settings, 1)  # Refuses a name that it does not know.
+
+
+def _searched(population: Population, task: Task) -> dict[str, Any]:
+  """The row of a search: its best network, and what all of them cost."""
+  best = workdir.leader(population)
+  return {
+    'valid_accuracy': best.metrics['valid_metric'],
+    **_row(population, task),
+    'flops': network.flops(best.net),
+    'evaluations': population.spent.evaluations,
+  }
+
+
+JOBS = {'growth': growth, 'race': race, 'evolution': evolution}
 
 
 def run(

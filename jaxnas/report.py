@@ -352,13 +352,13 @@ _TIMES = ('compilations', 'seconds', 'compiling')
 
 def _results(summary: Mapping[str, Any]) -> str:
   """The rows of `summary.json`: what the run found, and its baselines."""
-  baselines = summary.get('baselines')
-  rows = {'grown': summary}
+  arms, baselines = summary.get('arms'), summary.get('baselines')
+  rows = dict(arms) if isinstance(arms, Mapping) else {'grown': summary}
   if isinstance(baselines, Mapping):
     rows |= baselines
   names = [
     name
-    for name, value in summary.items()
+    for name, value in next(iter(rows.values()), {}).items()
     if isinstance(value, int | float | str)
   ]
   names.sort(key=lambda n: [*_TITLES, n].index(n))

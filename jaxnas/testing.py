@@ -855,6 +855,7 @@ def check_rule(
   *,
   size: int = 8,
   trials: int = 256,
+  objectives: int | None = None,
 ) -> None:
   """Holds a selection rule `(key, scores) -> indices` to its laws.
 
@@ -862,13 +863,15 @@ def check_rule(
   strictly better (larger) score never hurts: over the trials it costs a
   member its place no more often than it wins it one (by four standard
   deviations, so that rules may draw); a NaN is never chosen where there are
-  as many numbers as are chosen.
+  as many numbers as are chosen. Of several objectives, better is better in
+  all, and a NaN in one is a NaN.
 
   Args:
     rule: the rule.
     key: what trials draw from.
     size: how many scores there are to choose from.
     trials: how many draws of scores and keys.
+    objectives: None for scores of shape (size,), else (size, objectives).
 
   Raises:
     AssertionError: naming the rule, the law and a counterexample.
@@ -878,21 +881,26 @@ def check_rule(
     >>> def best(key, scores):
     ...   return np.argsort(-scores)[:3]
     >>> check_rule(best, jax.random.key(0))
+    >>> from jaxnas import selection
+    >>> check_rule(selection.nsga2(3), jax.random.key(0), objectives=2)
   """
   rng, lost, gained = base.rng(key), 0, 0
+  shape = (size,) if objectives is None else (size, objectives)
   for trial in range(trials):
     draw = jax.random.fold_in(key, trial)
-    scores = rng.normal(size=size)
+    scores = rng.normal(size=shape)
     chosen = _chosen(rule, draw, scores)
     if not np.array_equal(chosen, _chosen(rule, draw, scores)):
       _fail(rule, 'same in, same out', f'{scores} gave two results.')
     member = int(rng.integers(size))
-    better = np.where(np.arange(size) == member, scores + 1, scores)
+    better = scores.copy()
+    better[member] += 1
     was, will = (member in c for c in (chosen, _chosen(rule, draw, better)))
     lost, gained = lost + (was and not will), gained + (will and not was)
-    holes = np.where(rng.random(size) < 0.4, np.nan, scores)
+    holes = _holed(rng, scores)
     taken = set(_chosen(rule, draw, holes).tolist())
-    numbers = set(np.flatnonzero(np.isfinite(holes)).tolist())
+    whole = np.isfinite(holes).reshape((size, -1)).all(axis=1)
+    numbers = set(np.flatnonzero(whole).tolist())
     if len(taken) <= len(numbers) and not taken <= numbers:
       _fail(rule, 'NaN never wins', f'of {holes} it chose {sorted(taken)}.')
   if lost - gained > 4 * np.sqrt(lost + gained):
@@ -902,6 +910,17 @@ def check_rule(
       f'raising one score cost its member the place in {lost} of {trials} '
       f'trials and won it in {gained}.',
     )
+
+
+def _holed(rng: np.random.Generator, scores: np.ndarray) -> np.ndarray:
+  """The scores with a NaN for some members, in one of their objectives."""
+  holes = rng.random(len(scores)) < 0.4
+  if scores.ndim == 1:
+    return np.where(holes, np.nan, scores)
+  where = rng.integers(scores.shape[1], size=len(scores))
+  found = scores.copy()
+  found[holes, where[holes]] = np.nan
+  return found
 
 
 def _chosen(rule: Any, key: jax.Array, scores: np.ndarray) -> np.ndarray:
@@ -919,6 +938,88 @@ def _chosen(rule: Any, key: jax.Array, scores: np.ndarray) -> np.ndarray:
   if ((chosen < 0) | (chosen >= len(scores))).any():
     _fail(rule, 'indices', f'{chosen} are not all in [0, {len(scores)}).')
   return chosen
+
+
+def check_space(
+  space: base.Space,
+  key: jax.Array,
+  *,
+  samples: int = 4,
+  steps: int = 2,
+) -> None:
+  """Holds a space to its laws, on random walks from sampled specs.
+
+  `sample` is a function of the key, and not a constant; all specs of
+  one space read the same input and give the same output; specs and moves
+  round-trip through JSON; each move offered is legal under `jax.eval_shape`,
+  changes the spec, and is offered for an equal spec again; and where a move
+  leads, the same holds.
+
+  Args:
+    space: the space.
+    key: what is sampled, and which way walks go.
+    samples: how many walks.
+    steps: moves in a walk.
+
+  Raises:
+    AssertionError: naming the law, the move and the spec.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import spaces
+    >>> space = spaces.chain((8, 8, 1), 10, stages=1, depth=(1, 2))
+    >>> check_space(space, jax.random.key(0), samples=2, steps=1)
+  """
+  first = space.sample(key)
+  if space.sample(key) != first:
+    _fail('space', 'sample', 'one key gave two specs.')
+  drawn = [space.sample(jax.random.fold_in(key, i)) for i in range(16)]
+  if all(spec == first for spec in drawn):
+    _fail('space', 'sample', 'all keys give one spec.')
+  ends = _ends(first)
+  for i, spec in enumerate(drawn[:samples]):
+    for step in range(steps + 1):
+      _check_spec(spec, ends)
+      following = _check_moves(space, spec)
+      if step == steps or not following:
+        break
+      rng = base.rng(jax.random.fold_in(jax.random.fold_in(key, i), step))
+      spec = following[rng.integers(len(following))]
+
+
+def _ends(spec: specs.Spec) -> tuple[specs.Shape, specs.Shape]:
+  return spec.shapes[spec.input], spec.shapes[spec.output]
+
+
+def _check_spec(spec: specs.Spec, ends: Any) -> None:
+  if specs.from_json(specs.to_json(spec)) != spec:
+    _fail('space', 'specs round-trip through JSON', f'{spec} does not.')
+  if _ends(spec) != ends:
+    _fail(
+      'space',
+      'one input and one output',
+      f'{spec} maps {_ends(spec)}, another spec maps {ends}.',
+    )
+
+
+def _check_moves(space: base.Space, spec: specs.Spec) -> list[specs.Spec]:
+  """Holds the moves offered to their laws; returns where they lead."""
+  found, moves = [], list(space.moves(spec))
+  copy = specs.from_json(specs.to_json(spec))
+  if list(space.moves(copy)) != moves:
+    _fail('space', 'moves', f'an equal spec is offered others: {spec}.')
+  for move in moves:
+    _check_value(move)
+    try:
+      found.append(morphisms.respec(move, spec))
+    except ValueError as error:
+      raise AssertionError(
+        f'space: each move offered is legal: {move} is not: {error} The spec '
+        f'is {spec}.'
+      ) from error
+    if found[-1] == spec:
+      _fail('space', 'moves', f'{move} changes nothing of {spec}.')
+  return found
 
 
 def check_estimator(

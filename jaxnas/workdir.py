@@ -203,21 +203,23 @@ def _forget(metrics: pathlib.Path, name: str, generation: int) -> None:
 
 
 def leader(population: Population) -> Candidate:
-  """The member with the best validation metric; the first among equals.
+  """The best by the validation metric, of the archive and the members.
 
-  Members whose metric is missing or NaN come last.
+  The first among equals, the archive before the members. Candidates whose
+  metric is missing or NaN come last.
 
   Raises:
     ValueError: for an empty population.
   """
-  if not population.members:
+  candidates = (*population.archive, *population.members)
+  if not candidates:
     raise ValueError('an empty population has no best member.')
 
   def value(member: Candidate) -> float:
     metric = member.metrics.get('valid_metric', -math.inf)
     return -math.inf if math.isnan(metric) else metric
 
-  return max(population.members, key=value)
+  return max(candidates, key=value)
 
 
 def summary_row(population: Population) -> dict[str, Any]:

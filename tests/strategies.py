@@ -293,6 +293,17 @@ def _grow_kernel(draw: Any, spec: specs.Spec):
   return draw(st.sampled_from(legal)) if legal else None
 
 
+def _shrink_kernel(draw: Any, spec: specs.Spec):
+  legal = [
+    morphisms.shrink_kernel(node.name, tuple(map(draw, within)))
+    for node in spec.nodes
+    if isinstance(node.op, specs.Conv | specs.DepthwiseConv)
+    for within in [[st.integers(1, k) for k in node.op.kernel]]
+    if node.op.padding == 'SAME'
+  ]
+  return draw(st.sampled_from(legal)) if legal else None
+
+
 def _pad(draw: Any, spec: specs.Spec):
   found = groups.growable(spec)
   if not found:
@@ -335,6 +346,7 @@ MOVES: dict[str, Callable[..., Any]] = {
   'insert_residual': _insert('residual'),
   'remove': _remove,
   'grow_kernel': _grow_kernel,
+  'shrink_kernel': _shrink_kernel,
   'pad': _pad,
   'crop': _pad,
   'uncapped': _pad,
@@ -353,7 +365,7 @@ def moves(
     kind: a key of `MOVES`.
     blocks: of the spec, see `specs_of_all_ops`.
   """
-  images = True if kind == 'grow_kernel' else None
+  images = True if kind.endswith('_kernel') else None
 
   def offered(spec: specs.Spec):
     return spec, MOVES[kind](draw, spec)

@@ -262,7 +262,10 @@ def test_a_loss_that_diverges_is_recorded_and_survived(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
-    ({'job': 'grow'}, r"--config.job must be one of growth, race, got 'grow'"),
+    (
+      {'job': 'grow'},
+      r"--config.job must be one of growth, race, evolution, got 'grow'",
+    ),
     ({'net__name': 'lenet'}, r"net.name must be one of chain, .*got 'lenet'"),
     (
       {'net__name': 'resnet', 'net__width': -3},
@@ -492,6 +495,8 @@ def test_a_config_is_plain_values_that_a_job_accepts(config_module, quick):
   settings = jobs.resolve(config)
   assert settings['quick'] is quick
   assert settings['job'] in jobs.JOBS
+  if settings['job'] == 'evolution':
+    return jobs._check_evolution(settings)
   jobs.check(settings, jobs._GROWTH_RULES)
   jobs.make_optimizer(settings, 10)
   jobs.make_seed(settings, tasks.digits()._replace(shape=(32, 32, 3)))

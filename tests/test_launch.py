@@ -174,7 +174,7 @@ def refused(ended: Ended) -> str:
     (['--config.batch=0'], '--config.batch must be at least 1, got 0'),
     (
       ['--config.job=grow'],
-      "--config.job must be one of growth, race, got 'grow'",
+      "--config.job must be one of growth, race, evolution, got 'grow'",
     ),
     ([CIFAR10, '--config.data_dir=nowhere'], 'download_and_prepare'),
     ([CIFAR10, '--config.dataset=cifar1'], "no set 'cifar1'"),

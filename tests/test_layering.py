@@ -42,6 +42,7 @@ LAYERS = {
   'stages': 5,
   'algorithms': 6,
   'testing': 6,
+  'contest': 7,
   'jobs': 7,
 }
 

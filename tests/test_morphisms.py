@@ -104,6 +104,7 @@ def test_moves_on_numpy_leaves_give_numpy_leaves(data, spec):
     'insert',
     'remove',
     'grow_kernel',
+    'shrink_kernel',
   ):
     move = strategies.MOVES[kind](data.draw, spec)
     if move is not None:
@@ -676,6 +677,16 @@ VALID = seeds.sequential(
       VALID,
       ["'out' has a window of (3, 3)", 'at least as large'],
     ),
+    (
+      morphisms.shrink_kernel('conv', (1, 1)),
+      VALID,
+      ["'conv' has VALID padding", 'only SAME'],
+    ),
+    (
+      morphisms.shrink_kernel('out', (5, 1)),
+      VALID,
+      ["'out' has a window of (3, 3)", 'at most as large'],
+    ),
     # Compositions name the part that fails.
     (
       morphisms.compose(
@@ -1247,6 +1258,7 @@ def test_states_of_optax_optimizers_are_carried(optimizer, x64):
     morphisms.split({'stem': [1]}),
     morphisms.widen({'stage2_block1_conv1': 6}),
     morphisms.grow_kernel('stem', (5, 5)),
+    morphisms.shrink_kernel('stem', (1, 3)),
     morphisms.prune({'stem': [0]}),
     *([] if optimizer is BY_SHAPE else [morphisms.insert('stem_act')]),
     morphisms.remove('stage1_block1_add'),

@@ -9,6 +9,7 @@ from jaxnas.morphisms.base import respec as respec
 from jaxnas.morphisms.depth import insert as insert
 from jaxnas.morphisms.depth import remove as remove
 from jaxnas.morphisms.kernel import grow_kernel as grow_kernel
+from jaxnas.morphisms.kernel import shrink_kernel as shrink_kernel
 from jaxnas.morphisms.outgoing import free_split as free_split
 from jaxnas.morphisms.outgoing import merge as merge
 from jaxnas.morphisms.pad import crop as crop

@@ -1,6 +1,7 @@
 """Moves that change the window of a convolution."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,25 @@ def offset(size: int, old: int, new: int, stride: int) -> int:
   return low(new) - low(old)
 
 
+def _windowed(move: Any, spec: specs.Spec) -> Any:
+  """The operation of a move's node; refuses one whose window is fixed."""
+  op = spec.node(move.node, asker=move).op
+  if not isinstance(op, specs.Conv | specs.DepthwiseConv):
+    raise base.refuse(
+      move,
+      f'node {move.node!r} is {op}',
+      'give a Conv or DepthwiseConv node',
+    )
+  if op.padding != 'SAME':
+    raise base.refuse(
+      move,
+      f'node {move.node!r} has {op.padding} padding, so another window would '
+      'change the size of its output',
+      'only SAME windows can grow or shrink',
+    )
+  return op
+
+
 @dataclasses.dataclass(frozen=True)
 class GrowKernel:
   """A larger window; build it with `grow_kernel`."""
@@ -43,20 +63,7 @@ class GrowKernel:
   preserves = True
 
   def _offsets(self, spec: specs.Spec) -> tuple[int, int]:
-    op = spec.node(self.node, asker=self).op
-    if not isinstance(op, specs.Conv | specs.DepthwiseConv):
-      raise base.refuse(
-        self,
-        f'node {self.node!r} is {op}',
-        'give a Conv or DepthwiseConv node',
-      )
-    if op.padding != 'SAME':
-      raise base.refuse(
-        self,
-        f'node {self.node!r} has {op.padding} padding, so a larger window '
-        'would shrink its output',
-        'only SAME windows can grow',
-      )
+    op = _windowed(self, spec)
     if any(new < old for new, old in zip(self.kernel, op.kernel)):
       raise base.refuse(
         self,
@@ -130,3 +137,76 @@ def grow_kernel(node: str, kernel: tuple[int, int]) -> base.Morphism:
   """
   specs.Conv(1, tuple(kernel))
   return GrowKernel(node, tuple(kernel))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkKernel:
+  """A smaller window; build it with `shrink_kernel`."""
+
+  node: str
+  kernel: tuple[int, int]
+  preserves = False
+
+  def _offsets(self, spec: specs.Spec) -> tuple[int, int]:
+    op = _windowed(self, spec)
+    if any(new > old for new, old in zip(self.kernel, op.kernel)):
+      raise base.refuse(
+        self,
+        f'node {self.node!r} has a window of {op.kernel}',
+        'give one at most as large in both directions, or grow_kernel',
+      )
+    image = spec.shapes[spec.by_name[self.node].inputs[0]]
+    return tuple(
+      offset(size, new, old, stride)
+      for size, old, new, stride in zip(
+        image, op.kernel, self.kernel, op.strides
+      )
+    )
+
+  def init(self, net: network.Network, key: jax.Array) -> base.Theta:
+    del key
+    self._offsets(net.spec)
+    return ()
+
+  def __call__(
+    self, net: network.Network, theta: base.Theta
+  ) -> network.Network:
+    del theta
+    params = self.moments(net.spec, net.variables['params'], 1)
+    op = net.spec.by_name[self.node].op
+    spec = net.spec.update(
+      {self.node: dataclasses.replace(op, kernel=self.kernel)}
+    )
+    return network.Network({**net.variables, 'params': params}, spec)
+
+  def moments(self, spec: specs.Spec, tree: base.Tree, power: int):
+    del power
+    held = tree[self.node]
+    if not hasattr(held.get('kernel'), 'ndim'):
+      return tree
+    row, column = self._offsets(spec)
+    rows, columns = self.kernel
+    kept = held['kernel'][row : row + rows, column : column + columns]
+    return {**tree, self.node: {**held, 'kernel': kept}}
+
+
+def shrink_kernel(node: str, kernel: tuple[int, int]) -> base.Morphism:
+  """Cuts the rim off the window of a convolution; undoes `grow_kernel`.
+
+  The function changes, except where the rim was zero.
+
+  Args:
+    node: a `Conv` or `DepthwiseConv` node with SAME padding.
+    kernel: the new rows and columns.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import network
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.chain((8, 8, 1), (4,), 3), jax.random.key(0))
+    >>> net = shrink_kernel('conv1', (1, 1))(net, ())
+    >>> net.variables['params']['conv1']['kernel'].shape
+    (1, 1, 1, 4)
+  """
+  specs.Conv(1, tuple(kernel))
+  return ShrinkKernel(node, tuple(kernel))
