@@ -6,6 +6,8 @@ Authors of algorithms see neither.
 """
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxnas import groups, morphisms, network
+from jaxnas import groups, layers, morphisms, network
 from jaxnas import mesh as meshes
 from jaxnas.base import Data, Key, Task
 from jaxnas.morphisms import Morphism
-from jaxnas.spec import Spec
+from jaxnas.spec import Conv, Dropout, Spec
 
 
 def bucket(width: int) -> int:
@@ -91,33 +93,149 @@ class Batch(NamedTuple):
   slots: int
 
 
-# `plan(specs, devices=..., steps=..., batch=...) -> batches`, see `strategy`.
+# `plan(specs, devices=..., batch=..., passes=...) -> batches`: `strategy`.
 Plan = Callable[..., Sequence[Batch]]
+
+# Seconds to compile a program, and operations a second, of small networks on
+# two cores; the members in one call, and the bytes of activations that members
+# side by side may need.
+_COMPILING = 2.0
+_SPEED = 5e10
+_SLOTS = 64
+_ACTIVATIONS = 4 << 30
 
 
 def strategy(
-  specs: Sequence[Spec], *, devices: int, steps: int, batch: int
-) -> tuple[Batch, ...]:
-  """TODO"""
-  del steps, batch
-  over = in_turn if jax.default_backend() == 'cpu' else at_once
+  specs: Sequence[Spec], *, devices: int, batch: int, passes: int
+) -> list[Batch]:
+  """Which members are trained together, stored how, and in which form.
+
+  Members of equal buckets share a program. Members of one graph whose buckets
+  differ are stored at the larger ones of both where the operations that this
+  adds take less time than compiling another program; what is computed is the
+  same but for rounding. Members with dropout are not, because what it draws
+  depends on the capacity.
+
+  On CPU the members run `in_turn`, elsewhere `at_once`. Milliseconds of CPU
+  time for a member's training step (Adam, batch 64, one core of an EPYC):
+
+  | network                            | P   | in_turn | at_once | PyTorch |
+  |------------------------------------|-----|---------|---------|---------|
+  | MLP 32-64-64-10                    | 16  | 0.043   | 0.041   | 0.30    |
+  | convolutions 3-16-32-32, 32 x 32   | 1   | TABLE   |         | 62      |
+
+  Side by side, members need the memory of all of them, and programs of
+  convolutions take up to 7 times as long to compile; in turn, a member is
+  computed by the same instructions however many there are. `docs/
+  performance.md` has the rest, and what was not measured.
+
+  Args:
+    specs: of the members, unpadded.
+    devices: over how many devices members are dealt out.
+    batch: examples at a time.
+    passes: examples that pass forward through each member; one that is
+      trained on counts three times.
+
+  Returns:
+    Batches that have every member once.
+
+  Example:
+    >>> from jaxnas.spaces import seeds
+    >>> specs = [seeds.mlp((4,), (n,), 3) for n in (3, 9, 4)]
+    >>> work = dict(devices=1, batch=64, passes=1000)
+    >>> [b.members for b in strategy(specs, **work)]
+    [(0, 1, 2)]
+    >>> [b.members for b in apart(specs, **work)]
+    [(0, 2), (1,)]
+  """
+  held = _structures(specs)
+  shared: dict[Spec, list[int]] = {}
+  # The largest first: what is smaller may find room in it.
+  for spec in sorted(held, key=_operations, reverse=True):
+    members = held[spec]
+    room = [(_united(spec, other), other) for other in shared]
+    added = {
+      (both, other): _operations(both) * (len(members) + len(shared[other]))
+      - _operations(spec) * len(members)
+      - _operations(other) * len(shared[other])
+      for both, other in room
+      if both is not None
+    }
+    best = min(added, key=added.get, default=None)
+    if best is None or added[best] * passes / _SPEED > _COMPILING:
+      shared[spec] = members
+      continue
+    both, other = best
+    members = sorted(members + shared.pop(other))
+    shared[both] = sorted(members + shared.get(both, []))
+  return _batches(shared, devices, batch)
+
+
+def apart(
+  specs: Sequence[Spec], *, devices: int, batch: int, passes: int
+) -> list[Batch]:
+  """The plan that never shares a program between different buckets.
+
+  What becomes of a member is then, `in_turn`, the same to the last bit with
+  whatever others. Arguments and example as of `strategy`.
+  """
+  del passes
+  return _batches(_structures(specs), devices, batch)
+
+
+def _structures(specs: Sequence[Spec]) -> dict[Spec, list[int]]:
+  """The members of each padded spec."""
   held: dict[Spec, list[int]] = {}
   for i, spec in enumerate(specs):
     held.setdefault(morphisms.respec(padding(spec), spec), []).append(i)
+  return held
+
+
+def _batches(held, devices: int, batch: int) -> list[Batch]:
+  """Batches of members of the same padded spec, as large as memory allows."""
+  over = in_turn if jax.default_backend() == 'cpu' else at_once
   found = []
-  for spec, members in held.items():
-    for start in range(0, len(members), _SLOTS * devices):
-      part = tuple(members[start : start + _SLOTS * devices])
-      found.append(Batch(part, spec, over, slots(-(-len(part) // devices))))
-  return tuple(found)
+  for spec, members in sorted(held.items(), key=lambda item: item[1]):
+    most = _SLOTS
+    if over is at_once:
+      # Activations of both directions; weights are small beside them.
+      needed = 8 * batch * sum(math.prod(s) for s in spec.shapes.values())
+      most = max(1, min(most, _ACTIVATIONS // needed))
+    # A power of two, so that few programs differ in their number only.
+    most = 1 << (most.bit_length() - 1)
+    for start in range(0, len(members), most * devices):
+      part = tuple(members[start : start + most * devices])
+      each = -(-len(part) // devices)
+      found.append(Batch(part, spec, over, 1 << (each - 1).bit_length()))
+  return found
 
 
-_SLOTS = 64
+@functools.lru_cache(maxsize=4096)
+def _operations(spec: Spec) -> int:
+  """Floating-point operations of a forward pass, padding counted."""
+  return sum(
+    2
+    * math.prod(spec.shapes[node.name])
+    * math.prod(getattr(node.op, 'kernel', ()))
+    * spec.shapes[node.inputs[0]][-1]
+    for node in spec.nodes
+    if node.op.kind == 'mixing'
+  )
 
 
-def slots(members: int) -> int:
-  """The least power of two that is not below."""
-  return 1 << (members - 1).bit_length()
+@functools.lru_cache(maxsize=4096)
+def _united(one: Spec, two: Spec) -> Spec | None:
+  """The padded spec with room for both; None for what must stay apart."""
+  if one.padded != two.padded or not one.padded:
+    return None
+  if any(isinstance(node.op, Dropout) for node in one.nodes):
+    return None
+  sizes = [groups.table(spec).groups for spec in (one, two)]
+  if any(name not in sizes[1] for name in one.padded):
+    return None
+  most = {n: max(sizes[0][n].size, sizes[1][n].size) for n in one.padded}
+  both = groups.resized(one, most)
+  return both if both == groups.resized(two, most) else None
 
 
 class Fit(NamedTuple):
@@ -241,7 +359,9 @@ def fit_all(
     return [Fit(net, state, (), 0, 0) for net, state in zip(starts, states)]
   fits: dict[int, Fit] = {}
   data = meshes.replicate(task.train, mesh)
-  for group in _groups(plan, starts, mesh, steps=steps * epochs, batch=batch):
+  for group in _groups(
+    *(plan, starts, mesh, batch), passes=3 * epochs * steps * batch
+  ):
     own = [keys[i] for i in group.members]
     padded = [
       _begin(starts[i], states[i], tx, group.spec) for i in group.members
@@ -258,17 +378,19 @@ def fit_all(
   return [fits[i] for i in range(len(nets))]
 
 
-def _groups(plan, nets, mesh, **work) -> Sequence[Batch]:
+def _groups(plan, nets, mesh, batch, passes) -> Sequence[Batch]:
   """What the plan makes of networks, each of them once."""
-  devices = mesh.shape[meshes.POPULATION]
-  groups_ = (plan or strategy)([n.spec for n in nets], devices=devices, **work)
-  planned = sorted(i for group in groups_ for i in group.members)
+  specs = [net.spec for net in nets]
+  found = (plan or strategy)(
+    specs, devices=mesh.shape[meshes.POPULATION], batch=batch, passes=passes
+  )
+  planned = sorted(i for group in found for i in group.members)
   if planned != list(range(len(nets))):
     raise ValueError(
-      f'the plan for {len(nets)} members must name each of them once, got '
+      f'a plan for {len(nets)} members must have each of them once, got '
       f'{planned}.'
     )
-  return groups_
+  return found
 
 
 def _check_counts(keys, nets, states, epochs, batch, mesh) -> None:
@@ -327,10 +449,9 @@ def _run_epochs(train, keys, padded, data, epochs, group, mesh):
     losses.append(loss)
   carry, losses = meshes.fetch((carry, losses))
   for place in _firsts(where):
-    yield (
-      *jax.tree.map(lambda leaf: np.array(leaf[place]), carry),
-      tuple(float(loss[place]) for loss in losses),
-    )
+    own = jax.tree.map(operator.itemgetter(place), (carry, losses))
+    variables, state = jax.tree.map(np.array, own[0])  # Frees the others.
+    yield variables, state, tuple(map(float, own[1]))
 
 
 def _places(group: Batch, mesh) -> tuple[np.ndarray, np.ndarray]:
@@ -467,6 +588,66 @@ def _over_data(mesh):
   )
 
 
+def _conv(mesh) -> str:
+  """The form of convolutions in programs on a mesh."""
+  if layers.conv_form() == 'native' or mesh.shape[meshes.DATA] > 1:
+    return 'auto'  # A loop over images would undo their spreading over `data`.
+  return 'images'
+
+
+def _images(spec: Spec, batch: int, mesh) -> int:
+  """How many examples of a step a network is differentiated on at a time.
+
+  Where convolutions are matrix products of patches, and examples do not see
+  each other (no batch statistics), a few at a time pass through the whole
+  network in cache.
+  """
+  if _conv(mesh) != 'images' or 'batch_stats' in network.shapes(spec).variables:
+    return batch
+  patches = [
+    math.prod(spec.shapes[node.name][:-1])
+    * math.prod(node.op.kernel)
+    * spec.shapes[node.inputs[0]][-1]
+    for node in spec.nodes
+    if isinstance(node.op, Conv)
+  ]
+  return layers.cached(batch, max(patches)) if patches else batch
+
+
+def _gradient(module, loss, few: int):
+  """Gradient of `objective`, as a sum over `few` examples at a time."""
+  gradient = jax.value_and_grad(
+    functools.partial(objective, module, loss), has_aux=True
+  )
+
+  def summed(params, held, inputs, targets, key):
+    count = len(inputs) // few
+    if count == 1:
+      return gradient(params, held, inputs, targets, key)
+
+    def of(xs):
+      inputs, targets, i = xs
+      own = jax.random.fold_in(key, i)
+      (value, _), grads = gradient(params, held, inputs, targets, own)
+      return value, grads
+
+    parts = jax.tree.map(
+      lambda leaf: leaf.reshape((count, few, *leaf.shape[1:])),
+      (inputs, targets),
+    )
+    xs = (*parts, jnp.arange(count))
+    first = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], xs))
+    total, _ = jax.lax.scan(
+      lambda total, xs: (jax.tree.map(jnp.add, total, of(xs)), None),
+      jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),
+      xs,
+    )
+    value, grads = jax.tree.map(lambda leaf: leaf / count, total)
+    return (value, {}), grads
+
+  return summed
+
+
 @functools.lru_cache(maxsize=256)
 def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
   """The compiled epoch of all members of one structure, optimizer and task."""
@@ -475,7 +656,8 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
   # makes epochs 2.5 to 3.4 times as long. Levels 1 and 2,
   # `xla_llvm_disable_expensive_passes`, `xla_cpu_parallel_codegen_split_count`
   # and the CPU's fast-compile preset save nothing beyond the noise.
-  module, spread = spec.module(), _over_data(mesh)
+  module, spread = spec.module(_conv(mesh)), _over_data(mesh)
+  gradient = _gradient(module, loss, _images(spec, batch, mesh))
 
   def step(carry, xs):
     params, held, state, data, key = carry
@@ -483,9 +665,6 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
     rows = spread(rows)
     inputs = augment(augment_key, prepare(data.inputs[rows]))
-    gradient = jax.value_and_grad(
-      functools.partial(objective, module, loss), has_aux=True
-    )
     (value, changed), grads = gradient(
       params, held, spread(inputs), data.targets[rows], dropout_key
     )
@@ -598,8 +777,7 @@ def evaluate_all(
   starts = [network.to_host(net) for net in nets]
   count = len(data.targets)
   found: dict[int, Measured] = {}
-  steps = -(-count // batch)
-  for group in _groups(plan, starts, mesh, steps=steps, batch=batch):
+  for group in _groups(plan, starts, mesh, batch, passes=count):
     measure = _measure(
       *(group.spec, task.loss, task.metric, task.prepare, batch),
       *(group.over, mesh),
@@ -636,7 +814,7 @@ _BATCHES = 16
 @functools.lru_cache(maxsize=256)
 def _measure(spec, loss, metric, prepare, batch, over, mesh):
   """The compiled sums of loss and metric over the first `count` examples."""
-  module, spread = spec.module(), _over_data(mesh)
+  module, spread = spec.module(_conv(mesh)), _over_data(mesh)
 
   def one(carry, variables, shared):
     data, count = shared
