@@ -14,7 +14,16 @@ import optax
 import pytest
 import source_tree
 
-from jaxnas import combine, layers, morphisms, network, stages, tasks, training
+from jaxnas import (
+  checkpoint,
+  combine,
+  layers,
+  morphisms,
+  network,
+  stages,
+  tasks,
+  training,
+)
 from jaxnas import mesh as meshes
 from jaxnas import run as runs
 from jaxnas import spec as specs
@@ -373,17 +382,25 @@ def test_a_gradient_of_a_few_images_at_a_time_is_the_whole(
 # Devices and processes.
 
 
-def outcome(mesh):
-  """A short search of mixed structures on a mesh, as plain arrays."""
+def search(mesh, look=lambda population: None):
+  """The stage and the first population of a search of mixed structures."""
+  own = {'plan': training.apart, 'mesh': mesh}
   stage = combine.chain(
-    stages.train(
-      task(), tx(), epochs=1, batch=8, plan=training.apart, mesh=mesh
-    ),
-    stages.measure(task(), plan=training.apart, mesh=mesh),
+    stages.train(task(), tx(), epochs=1, batch=8, **own),
+    combine.observe(look),
+    stages.measure(task(), **own),
   )
   given = [net(5), net(6, seed=1), net(9), net(5, seed=2), net(7, seed=3)]
-  members = tuple(Candidate(n) for n in given)
-  last, _ = runs.run(KEY, stage, Population(members), 2)
+  return stage, Population(tuple(Candidate(n) for n in given))
+
+
+def outcome(mesh):
+  """The last population of a short search, as plain arrays."""
+  stage, first = search(mesh)
+  return arrays(runs.run(KEY, stage, first, 2)[0])
+
+
+def arrays(last):
   return {
     f'{i}/{where}': np.asarray(leaf)
     for i, member in enumerate(last.members)
@@ -450,23 +467,69 @@ def test_one_two_four_and_eight_devices_give_the_same_search(tmp_path):
   assert expected['0/train_loss'] != expected['3/train_loss']
 
 
-def test_two_processes_give_the_search_of_one(tmp_path):
+def together(paths, code, *, devices):
+  """Runs `code` in as many connected processes as paths; the exit codes."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  paths = [str(tmp_path / f'{i}.npz') for i in range(2)]
-  code = (
-    't.meshes.connect({address!r}, 2, {i})\n'
-    't.write_outcomes({path!r}, data_axis=True)'
-  )
+  joined = f't.meshes.connect({address!r}, {len(paths)}, {{i}})\n'
   processes = [
-    start(code.format(address=address, i=i, path=path), 2)
+    start(((len(paths) > 1) * joined + code).format(i=i, path=path), devices)
     for i, path in enumerate(paths)
   ]
-  assert [process.wait() for process in processes] == [0, 0]
+  return [process.wait() for process in processes]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_search_of_one(tmp_path):
+  paths = [str(tmp_path / f'{i}.npz') for i in range(2)]
+  code = 't.write_outcomes({path!r}, data_axis=True)'
+  assert together(paths, code, devices=2) == [0, 0]
   expected = outcome(meshes.make(jax.devices()[:1]))
   for path in paths:
     found = by_mesh(path)
     assert set(found) == {'4x1', '2x2'}
     assert_same(found['4x1'], expected)
     assert_same(found['2x2'], expected, rtol=1e-4, atol=1e-6)
+
+
+def write_resumed(path, folder, *, killed):
+  """A search saved every generation; killed within the second, or resumed."""
+  jax.config.update('jax_disable_most_optimizations', True)
+
+  def look(population):
+    if killed and population.generation == 1:
+      os._exit(7)
+
+  stage, population = search(meshes.make(), look)
+  saved = checkpoint.restore(folder)
+  population, state = (population, None) if saved is None else saved[1]
+
+  def save(population, state):
+    checkpoint.save(folder, population.generation, (population, state))
+
+  last, _ = runs.run(KEY, stage, population, 2, state=state, after=save)
+  np.savez(
+    path, **{f'last/{name}': leaf for name, leaf in arrays(last).items()}
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_killed_within_a_round_and_resumed_is_the_search_never_killed(
+  tmp_path, count
+):
+  paths = [str(tmp_path / f'{i}.npz') for i in range(count)]
+  folder = str(tmp_path / 'saved')
+  for killed in (True, False):
+    codes = together(
+      paths,
+      f't.write_resumed({{path!r}}, {folder!r}, killed={killed})',
+      devices=2,
+    )
+    assert (codes == [0] * count) == (not killed)
+    assert checkpoint.latest(folder) == (1 if killed else 2)
+    assert [os.path.exists(path) for path in paths] == [not killed] * count
+  expected = outcome(meshes.make(jax.devices()[:1]))
+  for path in paths:
+    assert_same(by_mesh(path)['last'], expected)

@@ -15,6 +15,8 @@ the same cores disturbs less); and last the ratios of the medians:
   mixed_p16_over_torch   16 of four such architectures
   mlp_p16_over_torch     16 multi-layer perceptrons 32-64-64-10
   mlp_p256_over_torch    256 of them
+  morphing_share_p16     the part of a round of the first population, one repeat
+                         long, in which members are chosen and morphed
 """
 
 import importlib
@@ -32,7 +34,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from jaxnas import network, tasks, training
+from jaxnas import groups, morphisms, network, tasks, training
 from jaxnas import spec as specs
 from jaxnas.base import Data, Task
 from jaxnas.spaces import seeds
@@ -54,6 +56,9 @@ _EPOCHS = flags.DEFINE_integer('epochs', 2, 'Epochs of a repeat.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Repeats, of which the median.')
 _DEVICES = flags.DEFINE_integer(
   'devices', 0, 'CPU devices to deal members to; 0 for one for each core.'
+)
+_MORPHING = flags.DEFINE_boolean(
+  'morphing', True, 'Also measure what choosing and morphing cost at P = 16.'
 )
 
 BATCH, CLASSES = 64, 10
@@ -214,6 +219,31 @@ def compared(found: Case, form: str) -> dict[str, Any]:
   }
 
 
+def morphing_share(found: Case) -> float:
+  """What choosing and morphing take of a round, the rest being training.
+
+  A quarter of the members, with their Adam states, is replaced by children of
+  the best quarter with one channel more in every layer.
+  """
+  train = ours(found, 'apart')
+  train()
+  training_seconds, _ = timed(train)
+  fits = train()
+
+  def replace():
+    order = np.argsort([fitted.losses[-1] for fitted in fits], kind='stable')
+    for i in order[: len(fits) // 4]:
+      net, state = fits[i].net, fits[i].opt_state
+      wider = {g.name: g.size + 1 for g in groups.growable(net.spec)}
+      morphisms.morph(
+        morphisms.widen(wider), net, jax.random.key(int(i)), opt_state=state
+      )
+
+  replace()  # Compiles what draws the new weights.
+  seconds, _ = timed(replace)
+  return seconds / (seconds + training_seconds)
+
+
 def main(argv: list[str]) -> None:
   del argv
   torch = installed(_PYTORCH)
@@ -231,6 +261,8 @@ def main(argv: list[str]) -> None:
     row = found.get((f'{kind}:{members}', _FORMS.value[0]), {})
     for name in ('over_torch', 'cpu_over_torch'):
       summary[f'{kind}_p{members}_{name}'] = row.get(name, math.nan)
+  if _MORPHING.value:
+    summary['morphing_share_p16'] = morphing_share(case('same:16'))
   device = jax.devices()[0].device_kind
   summary['device'] = f'{device}, {cores} cores, {jax.device_count()} devices'
   print(json.dumps(_rounded(summary)))
