@@ -57,8 +57,8 @@ def cached(batch: int, patches: int) -> int:
   Patches hold each pixel once for every tap, and memory is slower than the
   matrix product. A training step of convolutions 3-16-32-32, 3 x 3, on 64
   images of 32 x 32, on one core with 1 MiB of second-level cache and 32 MiB
-  of third-level cache: 127 ms with the patches of all images, 97 with those
-  of 8, 73 with those of 4, 62 with those of 2, 60 with those of 1.
+  of third-level cache: 127 ms with the patches of all images, 73 with those of
+  4, 62 with those of 2, 60 with those of 1.
 
   Args:
     batch: images in all.

@@ -117,17 +117,19 @@ def strategy(
   depends on the capacity.
 
   On CPU the members run `in_turn`, elsewhere `at_once`. Milliseconds of CPU
-  time for a member's training step (Adam, batch 64, one core of an EPYC):
+  time for a member's training step (Adam, batch 64, one core of an EPYC that
+  other programs used as well):
 
-  | network                            | P   | in_turn | at_once | PyTorch |
-  |------------------------------------|-----|---------|---------|---------|
-  | MLP 32-64-64-10                    | 16  | 0.043   | 0.041   | 0.30    |
-  | convolutions 3-16-32-32, 32 x 32   | 1   | TABLE   |         | 62      |
+  | network                          | P  | in_turn | at_once | PyTorch |
+  |----------------------------------|----|---------|---------|---------|
+  | MLP 32-64-64-10                  | 16 | 0.043   | 0.041   | 0.30    |
+  | convolutions 3-16-32-32, 32 x 32 | 1  | 85      |         | 50-70   |
 
-  Side by side, members need the memory of all of them, and programs of
-  convolutions take up to 7 times as long to compile; in turn, a member is
-  computed by the same instructions however many there are. `docs/
-  performance.md` has the rest, and what was not measured.
+  Side by side, members need the memory of all of them, and a first call of
+  four such convolutional networks took 38 s where in turn it took 10; in
+  turn, a member is computed by the same instructions however many there are.
+  Of `at_once` on a GPU nothing is measured: it is a guess that vectorising
+  wins there. `docs/performance.md` has the rest.
 
   Args:
     specs: of the members, unpadded.

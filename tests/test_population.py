@@ -25,9 +25,9 @@ from jaxnas import (
   training,
 )
 from jaxnas import mesh as meshes
-from jaxnas import run as runs
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Population
+from jaxnas.run import count_compilations, run
 from jaxnas.spaces import seeds
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -58,7 +58,11 @@ def task():
 
 def own_task():
   """A task with which no other test has compiled anything."""
-  return task()._replace(metric=lambda *given: task().metric(*given))
+  shared = task()
+  return shared._replace(
+    loss=lambda *given: shared.loss(*given),
+    metric=lambda *given: shared.metric(*given),
+  )
 
 
 @functools.cache
@@ -160,7 +164,7 @@ def test_no_members_are_no_work():
 
 
 def compiled(call):
-  with runs.count_compilations() as programs:
+  with count_compilations() as programs:
     call()
   return len(programs)
 
@@ -168,9 +172,10 @@ def compiled(call):
 def test_members_of_a_bucket_are_one_program_for_powers_of_two():
   own = own_task()
 
+  given = [net(5 + i % 4, seed=i) for i in range(8)]
+
   def both(count):
-    given = [net(5 + i % 4, seed=i) for i in range(count)]
-    fits = fit_all(given, task=own, epochs=1)
+    fits = fit_all(given[:count], task=own, epochs=1)
     training.evaluate_all([f.net for f in fits], own, own.valid)
 
   counts = [compiled(lambda p=p: both(p)) for p in (5, 8, 6, 3, 4, 1)]
@@ -184,11 +189,14 @@ def test_short_training_shares_buckets_and_long_training_does_not():
   assert batch.members == (0, 1, 2) and batch.slots == 4
   assert batch.spec.shapes['dense1'] == (32,)
   assert len(plan(passes=10**12)) == 3
-  own = own_task()
   mixed = [net(5), net(9), net(20)]
-  assert compiled(lambda: fit_all(mixed, task=own, epochs=1)) == 1
-  apart = training.apart
-  assert compiled(lambda: fit_all(mixed, task=own, epochs=1, plan=apart)) == 3
+
+  def programs(plan):
+    own = own_task()
+    return compiled(lambda: fit_all(mixed, task=own, epochs=1, plan=plan))
+
+  assert programs(training.strategy) == 1
+  assert programs(training.apart) == 3
 
 
 @pytest.mark.parametrize('dropout', [False, True])
@@ -263,11 +271,10 @@ def rate(state):
 def test_step_sizes_differ_from_member_to_member_in_one_program():
   given, own = [net(8), net(8), net(8)], own_task()
   rates = [0.0, 0.1, 0.5]
+  given_states = states(given, rates)
 
   def fit():
-    return fit_all(
-      given, task=own, opt_states=states(given, rates), keys=[KEY] * 3
-    )
+    return fit_all(given, task=own, opt_states=given_states, keys=[KEY] * 3)
 
   assert compiled(fit) == 1
   still, slow, fast = fit()
@@ -397,7 +404,7 @@ def search(mesh, look=lambda population: None):
 def outcome(mesh):
   """The last population of a short search, as plain arrays."""
   stage, first = search(mesh)
-  return arrays(runs.run(KEY, stage, first, 2)[0])
+  return arrays(run(KEY, stage, first, 2)[0])
 
 
 def arrays(last):
@@ -508,7 +515,7 @@ def write_resumed(path, folder, *, killed):
   def save(population, state):
     checkpoint.save(folder, population.generation, (population, state))
 
-  last, _ = runs.run(KEY, stage, population, 2, state=state, after=save)
+  last, _ = run(KEY, stage, population, 2, state=state, after=save)
   np.savez(
     path, **{f'last/{name}': leaf for name, leaf in arrays(last).items()}
   )
