@@ -10,6 +10,7 @@ from jaxnas import estimators as estimators
 from jaxnas import groups as groups
 from jaxnas import jobs as jobs
 from jaxnas import layers as layers
+from jaxnas import mesh as mesh
 from jaxnas import morphisms as morphisms
 from jaxnas import network as network
 from jaxnas import report as report
@@ -78,6 +79,7 @@ __all__ = (
   'init',
   'jobs',
   'layers',
+  'mesh',
   'morph',
   'morphisms',
   'network',

@@ -213,8 +213,10 @@ class Task(NamedTuple):
     train: the split to fit.
     valid: the split for every decision of a search.
     test: the split for reports only.
-    loss: `loss(outputs, targets) -> (batch,)`, in nats.
-    metric: `metric(outputs, targets) -> (batch,)`, larger is better.
+    loss: `loss(outputs, targets) -> (batch,)`, in nats, of each example by
+      itself: batches are filled up in measuring and may be split in training.
+    metric: `metric(outputs, targets) -> (batch,)`, larger is better; of each
+      example by itself.
     prepare: stored inputs to what the network reads.
     augment: `augment(key, prepared) -> prepared`, in training only.
   """

@@ -6,6 +6,7 @@ carries the op's input or output channels. Both are open to new ops by
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def conv_form(form: str = 'auto') -> str:
-  """The form of convolutions in use: `'native'` or `'patches'`.
+  """The form of convolutions in use: `'native'`, `'patches'` or `'images'`.
 
   `'auto'` is `'patches'` on CPU, where XLA's own convolution is several times
   slower, and 30 times slower again inside a loop (docs/design.md, section 5),
@@ -43,11 +44,38 @@ def conv_form(form: str = 'auto') -> str:
   """
   if form == 'auto':
     return 'patches' if jax.default_backend() == 'cpu' else 'native'
-  if form not in ('native', 'patches'):
+  if form not in ('native', 'patches', 'images'):
     raise ValueError(
-      f"conv must be 'auto', 'native' or 'patches', got {form!r}."
+      f"conv must be 'auto', 'native', 'patches' or 'images', got {form!r}."
     )
   return form
+
+
+def cached(batch: int, patches: int) -> int:
+  """How many images to take at a time so that their patches stay in cache.
+
+  Patches hold each pixel once for every tap, and memory is slower than the
+  matrix product. A training step of convolutions 3-16-32-32, 3 x 3, on 64
+  images of 32 x 32, on one core with 1 MiB of second-level cache and 32 MiB
+  of third-level cache: 127 ms with the patches of all images, 73 with those of
+  4, 62 with those of 2, 60 with those of 1.
+
+  Args:
+    batch: images in all.
+    patches: numbers in the patches of one image.
+
+  Returns:
+    All of them, if their patches are at most 16 MiB of float32; else the
+    largest divisor of `batch` of which they are at most 1 MiB, or 1.
+
+  Example:
+    >>> cached(64, 32 * 32 * 9 * 32), cached(64, 8 * 8 * 9 * 32)
+    (1, 64)
+  """
+  if batch * patches <= 1 << 22:
+    return batch
+  most = min(batch, (1 << 18) // patches)
+  return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
 
 
 def _shifts(x, window, strides, padding, fill=0.0):
@@ -86,7 +114,9 @@ def conv2d(
     padding: `'SAME'` or `'VALID'`.
     depthwise: each channel by itself.
     form: `'native'` for `lax.conv_general_dilated`; `'patches'` for shifted
-      slices and one matrix product; `'auto'` for `conv_form()`.
+      slices and one matrix product; `'images'` for the same in a loop over as
+      many images as `cached` says, which keeps no patches for the gradient;
+      `'auto'` for `conv_form()`.
 
   Returns:
     (batch, rows, columns, channels out).
@@ -110,12 +140,35 @@ def conv2d(
       feature_group_count=x.shape[-1] if depthwise else 1,
     )
   window = kernel.shape[:2]
+  if conv_form(form) == 'images' and not depthwise and window != (1, 1):
+    return _by_images(x, kernel, strides, padding)
   shifts = list(_shifts(x, window, strides, padding))
   if depthwise:
     taps = kernel.reshape((-1, kernel.shape[-1]))
     return sum(s * t[None, None, None] for s, t in zip(shifts, taps))
   patches = shifts[0] if len(shifts) == 1 else jnp.concatenate(shifts, -1)
   return patches @ kernel.reshape((-1, kernel.shape[-1]))
+
+
+def _by_images(x, kernel, strides, padding):
+  """`conv2d` of a few images at a time; patches are made again, not kept."""
+  pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+  rows, columns = (
+    (x.shape[i + 1] + sum(pads[i]) - kernel.shape[i]) // strides[i] + 1
+    for i in (0, 1)
+  )
+  taps = math.prod(kernel.shape[:3])
+  few = cached(len(x), rows * columns * taps)
+
+  @jax.checkpoint
+  def conv(x, kernel):
+    return conv2d(x, kernel, strides, padding, form='patches')
+
+  if few == len(x):
+    return conv(x, kernel)
+  parts = x.reshape((-1, few, *x.shape[1:]))
+  y = lax.map(lambda part: conv(part, kernel), parts)
+  return y.reshape((len(x), *y.shape[2:]))
 
 
 def pool2d(x, op: specs.Pool) -> jax.Array:

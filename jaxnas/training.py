@@ -6,17 +6,22 @@ Authors of algorithms see neither.
 """
 
 import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
-from jaxnas import groups, morphisms, network
+from jaxnas import groups, layers, morphisms, network
+from jaxnas import mesh as meshes
 from jaxnas.base import Data, Key, Task
 from jaxnas.morphisms import Morphism
-from jaxnas.spec import Spec
+from jaxnas.spec import Conv, Dropout, Spec
 
 
 def bucket(width: int) -> int:
@@ -55,6 +60,186 @@ def padding(spec: Spec) -> Morphism:
   return morphisms.pad(buckets) if buckets else morphisms.identity()
 
 
+def capacity(spec: Spec, padded: Spec) -> Morphism:
+  """The move that pads the groups of `spec` to their sizes in `padded`.
+
+  Example:
+    >>> from jaxnas.spaces import seeds
+    >>> spec, wider = (seeds.mlp((4,), (n,), 3) for n in (9, 20))
+    >>> capacity(spec, morphisms.respec(padding(wider), wider))
+    Pad(capacities=(('dense1', 32),))
+  """
+  if not padded.padded:
+    return morphisms.identity()
+  sizes = groups.table(padded).groups
+  return morphisms.pad({name: sizes[name].size for name in padded.padded})
+
+
+class Batch(NamedTuple):
+  """Members that are trained or measured by one program.
+
+  Attributes:
+    members: their numbers.
+    spec: the padded spec at which all of them are stored.
+    over: the form, `in_turn` or `at_once`: lifts a function of one member to
+      one of stacked members.
+    slots: places for members on each device; the program is compiled for
+      their number, so few different ones should occur.
+  """
+
+  members: tuple[int, ...]
+  spec: Spec
+  over: Callable[..., Any]
+  slots: int
+
+
+# `plan(specs, devices=..., batch=..., passes=...) -> batches`: `strategy`.
+Plan = Callable[..., Sequence[Batch]]
+
+# Seconds to compile a program, and operations a second, of small networks on
+# two cores; the members in one call, and the bytes of activations that members
+# side by side may need.
+_COMPILING = 2.0
+_SPEED = 5e10
+_SLOTS = 64
+_ACTIVATIONS = 4 << 30
+
+
+def strategy(
+  specs: Sequence[Spec], *, devices: int, batch: int, passes: int
+) -> list[Batch]:
+  """Which members are trained together, stored how, and in which form.
+
+  Members of equal buckets share a program. Members of one graph whose buckets
+  differ are stored at the larger ones of both where the operations that this
+  adds take less time than compiling another program; what is computed is the
+  same but for rounding. Members with dropout are not, because what it draws
+  depends on the capacity.
+
+  On CPU the members run `in_turn`, elsewhere `at_once`. Milliseconds of CPU
+  time for a member's training step (Adam, batch 64, one core of an EPYC that
+  other programs used as well):
+
+  | network                          | P  | in_turn | at_once | PyTorch |
+  |----------------------------------|----|---------|---------|---------|
+  | MLP 32-64-64-10                  | 16 | 0.043   | 0.041   | 0.30    |
+  | convolutions 3-16-32-32, 32 x 32 | 1  | 85      |         | 50-70   |
+
+  Side by side, members need the memory of all of them, and a first call of
+  four such convolutional networks took 38 s where in turn it took 10; in
+  turn, a member is computed by the same instructions however many there are.
+  Of `at_once` on a GPU nothing is measured: it is a guess that vectorising
+  wins there. `docs/performance.md` has the rest.
+
+  Args:
+    specs: of the members, unpadded.
+    devices: over how many devices members are dealt out.
+    batch: examples at a time.
+    passes: examples that pass forward through each member; one that is
+      trained on counts three times.
+
+  Returns:
+    Batches that have every member once.
+
+  Example:
+    >>> from jaxnas.spaces import seeds
+    >>> specs = [seeds.mlp((4,), (n,), 3) for n in (3, 9, 4)]
+    >>> work = dict(devices=1, batch=64, passes=1000)
+    >>> [b.members for b in strategy(specs, **work)]
+    [(0, 1, 2)]
+    >>> [b.members for b in apart(specs, **work)]
+    [(0, 2), (1,)]
+  """
+  held = _structures(specs)
+  shared: dict[Spec, list[int]] = {}
+  # The largest first: what is smaller may find room in it.
+  for spec in sorted(held, key=_operations, reverse=True):
+    members = held[spec]
+    room = [(_united(spec, other), other) for other in shared]
+    added = {
+      (both, other): _operations(both) * (len(members) + len(shared[other]))
+      - _operations(spec) * len(members)
+      - _operations(other) * len(shared[other])
+      for both, other in room
+      if both is not None
+    }
+    best = min(added, key=added.get, default=None)
+    if best is None or added[best] * passes / _SPEED > _COMPILING:
+      shared[spec] = members
+      continue
+    both, other = best
+    members = sorted(members + shared.pop(other))
+    shared[both] = sorted(members + shared.get(both, []))
+  return _batches(shared, devices, batch)
+
+
+def apart(
+  specs: Sequence[Spec], *, devices: int, batch: int, passes: int
+) -> list[Batch]:
+  """The plan that never shares a program between different buckets.
+
+  What becomes of a member is then, `in_turn`, the same to the last bit with
+  whatever others. Arguments and example as of `strategy`.
+  """
+  del passes
+  return _batches(_structures(specs), devices, batch)
+
+
+def _structures(specs: Sequence[Spec]) -> dict[Spec, list[int]]:
+  """The members of each padded spec."""
+  held: dict[Spec, list[int]] = {}
+  for i, spec in enumerate(specs):
+    held.setdefault(morphisms.respec(padding(spec), spec), []).append(i)
+  return held
+
+
+def _batches(held, devices: int, batch: int) -> list[Batch]:
+  """Batches of members of the same padded spec, as large as memory allows."""
+  over = in_turn if jax.default_backend() == 'cpu' else at_once
+  found = []
+  for spec, members in sorted(held.items(), key=lambda item: item[1]):
+    most = _SLOTS
+    if over is at_once:
+      # Activations of both directions; weights are small beside them.
+      needed = 8 * batch * sum(math.prod(s) for s in spec.shapes.values())
+      most = max(1, min(most, _ACTIVATIONS // needed))
+    # A power of two, so that few programs differ in their number only.
+    most = 1 << (most.bit_length() - 1)
+    for start in range(0, len(members), most * devices):
+      part = tuple(members[start : start + most * devices])
+      each = -(-len(part) // devices)
+      found.append(Batch(part, spec, over, 1 << (each - 1).bit_length()))
+  return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _operations(spec: Spec) -> int:
+  """Floating-point operations of a forward pass, padding counted."""
+  return sum(
+    2
+    * math.prod(spec.shapes[node.name])
+    * math.prod(getattr(node.op, 'kernel', ()))
+    * spec.shapes[node.inputs[0]][-1]
+    for node in spec.nodes
+    if node.op.kind == 'mixing'
+  )
+
+
+@functools.lru_cache(maxsize=4096)
+def _united(one: Spec, two: Spec) -> Spec | None:
+  """The padded spec with room for both; None for what must stay apart."""
+  if one.padded != two.padded or not one.padded:
+    return None
+  if any(isinstance(node.op, Dropout) for node in one.nodes):
+    return None
+  sizes = [groups.table(spec).groups for spec in (one, two)]
+  if any(name not in sizes[1] for name in one.padded):
+    return None
+  most = {n: max(sizes[0][n].size, sizes[1][n].size) for n in one.padded}
+  both = groups.resized(one, most)
+  return both if both == groups.resized(two, most) else None
+
+
 class Fit(NamedTuple):
   """A fitted network, its optimizer state and its mean loss in each epoch."""
 
@@ -77,28 +262,7 @@ def fit(
 ) -> Fit:
   """Trains a network for whole epochs over `task.train`.
 
-  Data stay on the device; an epoch is one compiled program, shared by all
-  networks of the same buckets, and the only one that a fit compiles: the
-  optimizer's fresh state is made in it. Each epoch is a fresh permutation, of
-  which an incomplete last batch is left out.
-
-  Args:
-    key: draws the order, augmentation and dropout.
-    net: an unpadded network.
-    task: gives data, loss, preparation and augmentation.
-    tx: the optimizer.
-    epochs: passes over the training split.
-    batch: examples in a step; all of them if there are fewer.
-    opt_state: the optimizer's state; None for a fresh one, which no epochs
-      leave None.
-
-  Raises:
-    ValueError: for a batch below one, and for an optimizer whose state cannot
-      follow a network (`jaxnas.morphisms.carry_state`).
-
-  Returns:
-    A `Fit` with NumPy leaves. Losses that are not finite are returned as they
-    are; what follows is the caller's decision.
+  It is `fit_all` of one network; see there.
 
   Example:
     >>> import jax, optax
@@ -112,44 +276,214 @@ def fit(
     >>> fitted.losses[1] < fitted.losses[0]
     True
   """
+  (fitted,) = fit_all(
+    *([key], [net], task, tx),
+    epochs=epochs,
+    batch=batch,
+    opt_states=[opt_state],
+  )
+  return fitted
+
+
+def fit_all(
+  keys: Sequence[Key],
+  nets: Sequence[network.Network],
+  task: Task,
+  tx: optax.GradientTransformation,
+  *,
+  epochs: int,
+  batch: int,
+  opt_states: Sequence[Any] | None = None,
+  plan: Plan | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> list[Fit]:
+  """Trains many networks, each for whole epochs over `task.train`.
+
+  Data stay on the devices; an epoch of all members of a batch (see
+  `strategy`) is one compiled program, shared by all networks of the same
+  buckets, and the only one that a fit compiles: the optimizer's fresh state is
+  made in it. Each epoch is a fresh permutation, of which an incomplete last
+  batch is left out. What becomes of a member depends on its own key, network
+  and state, and not on who is trained beside it.
+
+  Hyper-parameters that are data, such as those of `optax.inject_hyperparams`,
+  may differ from member to member (`optax.tree.set(state, learning_rate=...)`)
+  and share the program.
+
+  Args:
+    keys: for each member, draws the order, augmentation and dropout.
+    nets: unpadded networks, of any architectures.
+    task: gives data, loss, preparation and augmentation.
+    tx: the optimizer.
+    epochs: passes over the training split.
+    batch: examples in a step; all of them if there are fewer.
+    opt_states: the optimizer's states; None, for all or in the place of one,
+      for a fresh one, which no epochs leave None.
+    plan: says which members are trained together and how; None for
+      `strategy`.
+    mesh: the devices; None for `jaxnas.mesh.make()`, all there are.
+
+  Raises:
+    ValueError: for a batch below one, one that the mesh's `data` axis does
+      not divide, other numbers of keys or states than of networks, and an
+      optimizer whose state cannot follow a network
+      (`jaxnas.morphisms.carry_state`).
+
+  Returns:
+    A `Fit` with NumPy leaves for each network. Losses that are not finite are
+    returned as they are; what follows is the caller's decision.
+
+  Example:
+    >>> import jax, optax
+    >>> from jaxnas import tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task = tasks.digits()
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> nets = [network.init(seeds.mlp(task.shape, (n,), 10), keys[0])
+    ...         for n in (5, 8)]
+    >>> fits = fit_all(keys, nets, task, optax.sgd(0.1), epochs=1, batch=128)
+    >>> [f.net.spec == net.spec for f, net in zip(fits, nets)]
+    [True, True]
+  """
+  mesh = meshes.make() if mesh is None else mesh
+  opt_states = [None] * len(nets) if opt_states is None else opt_states
+  batch = min(batch, len(task.train.targets))
+  _check_counts(len(keys), len(nets), len(opt_states), epochs, batch, mesh)
+  steps = len(task.train.targets) // batch
+  starts = [network.to_host(net) for net in nets]
+  states = [network.to_host(state) for state in opt_states]
+  for start, state in zip(starts, states):
+    # Refuses, before anything is trained, what could not follow a move.
+    if state is None:
+      state = blank(tx, start.variables['params'])
+      morphisms.carry_state(morphisms.identity(), start.spec, state)
+  if not epochs:
+    return [Fit(net, state, (), 0, 0) for net, state in zip(starts, states)]
+  fits: dict[int, Fit] = {}
+  data = meshes.replicate(task.train, mesh)
+  for group in _groups(
+    *(plan, starts, mesh, batch), passes=3 * epochs * steps * batch
+  ):
+    own = [keys[i] for i in group.members]
+    padded = [
+      _begin(starts[i], states[i], tx, group.spec) for i in group.members
+    ]
+    train = _epoch(
+      *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
+      *(str(jax.random.key_impl(own[0])), group.over, mesh),
+    )
+    trained = _run_epochs(train, own, padded, data, epochs, group, mesh)
+    for i, (variables, state, losses) in zip(group.members, trained):
+      net, state = _end(network.Network(variables, group.spec), state)
+      count = epochs * steps
+      fits[i] = Fit(net, state, losses, count, count * batch)
+  return [fits[i] for i in range(len(nets))]
+
+
+def _groups(plan, nets, mesh, batch, passes) -> Sequence[Batch]:
+  """What the plan makes of networks, each of them once."""
+  specs = [net.spec for net in nets]
+  found = (plan or strategy)(
+    specs, devices=mesh.shape[meshes.POPULATION], batch=batch, passes=passes
+  )
+  planned = sorted(i for group in found for i in group.members)
+  if planned != list(range(len(nets))):
+    raise ValueError(
+      f'a plan for {len(nets)} members must have each of them once, got '
+      f'{planned}.'
+    )
+  return found
+
+
+def _check_counts(keys, nets, states, epochs, batch, mesh) -> None:
   if batch < 1 or epochs < 0:
     raise ValueError(
       f'fit: batch must be at least 1 and epochs at least 0, got batch={batch}'
       f' and epochs={epochs}.'
     )
-  batch = min(batch, len(task.train.targets))
-  move = padding(net.spec)
-  start = network.to_host(net)
-  fresh = opt_state is None
-  if fresh:
-    padded = move(start, ())
-    state = blank(tx, padded.variables['params'])
-    # Refuses, before anything is trained, what could not follow a move.
-    morphisms.carry_state(morphisms.identity(), padded.spec, state)
-  else:
-    padded, state = morphisms.morph(
-      move, start, theta=(), opt_state=network.to_host(opt_state)
+  if not keys == nets == states:
+    raise ValueError(
+      f'fit_all: {nets} networks need as many keys and optimizer states (or '
+      f'None for all), got {keys} and {states}.'
     )
-  if not epochs:
-    return Fit(start, None if fresh else network.to_host(opt_state), (), 0, 0)
-  epoch = _epoch(padded.spec, tx, task.loss, task.prepare, task.augment, batch)
-  variables, state = jax.device_put((padded.variables, state))
-  losses = []
-  for i in range(epochs):
-    variables, state, loss = epoch(
-      *(variables, state, np.bool_(fresh and not i)),
-      *(task.train, key, np.int32(i)),
+  _check_divides(batch, mesh)
+
+
+def _check_divides(batch: int, mesh: jax.sharding.Mesh) -> None:
+  over = mesh.shape[meshes.DATA]
+  if batch % over:
+    raise ValueError(
+      f'the mesh spreads the examples of a step over {over} devices, which '
+      f'does not divide batch={batch}; give a multiple of {over}, or a mesh '
+      'with a smaller data axis (jaxnas.mesh.make).'
     )
-    losses.append(loss)
-  padded = network.to_host(network.Network(variables, padded.spec))
-  net, state = morphisms.morph(
-    morphisms.uncapped(padded),
-    padded,
-    theta=(),
-    opt_state=network.to_host(state),
+
+
+def _begin(net, state, tx, spec) -> tuple[Any, Any, np.bool_]:
+  """Variables and state stored as `spec` says, and whether to begin afresh."""
+  fresh = state is None
+  padded, state = morphisms.morph(
+    capacity(net.spec, spec), net, theta=(), opt_state=state
   )
-  steps = epochs * (len(task.train.targets) // batch)
-  return Fit(net, state, tuple(map(float, losses)), steps, steps * batch)
+  if fresh:
+    state = blank(tx, padded.variables['params'])
+  return padded.variables, state, np.bool_(fresh)
+
+
+def _end(net, state) -> tuple[network.Network, Any]:
+  """The network and its state without padding."""
+  return morphisms.morph(
+    morphisms.uncapped(net), net, theta=(), opt_state=state
+  )
+
+
+def _run_epochs(train, keys, padded, data, epochs, group, mesh):
+  """(variables, state, losses) of each member after the epochs."""
+  raw = [np.asarray(jax.random.key_data(key)) for key in keys]
+  variables, states, fresh = zip(*padded)
+  where, counts = _places(group, mesh)
+  carry = _stack(list(zip(variables, states)), where)
+  read = _stack(list(zip(raw, fresh)), where)
+  carry, read, counts = meshes.spread((carry, read, counts), mesh)
+  losses = []
+  for number in range(epochs):
+    carry, loss = train(carry, read, counts, data, np.int32(number))
+    losses.append(loss)
+  carry, losses = meshes.fetch((carry, losses))
+  for place in _firsts(where):
+    own = jax.tree.map(operator.itemgetter(place), (carry, losses))
+    variables, state = jax.tree.map(np.array, own[0])  # Frees the others.
+    yield variables, state, tuple(map(float, own[1]))
+
+
+def _places(group: Batch, mesh) -> tuple[np.ndarray, np.ndarray]:
+  """The member in every slot of the mesh, and how many each device has.
+
+  Slots beyond a device's share repeat the first member, which is a network
+  that can be computed; what comes of them is not read.
+  """
+  shares = meshes.deal(len(group.members), mesh)
+  where = np.zeros((len(shares), group.slots), int)
+  for row, share in zip(where, shares):
+    if len(share) > group.slots:
+      raise ValueError(
+        f'{len(group.members)} members on {len(shares)} devices do not fit '
+        f'into slots={group.slots}.'
+      )
+    row[: len(share)] = share
+  return where.ravel(), np.asarray([len(share) for share in shares], np.int32)
+
+
+def _firsts(where: np.ndarray) -> list[int]:
+  """The slot of each member."""
+  return list(np.unique(where, return_index=True)[1])
+
+
+def _stack(trees: Sequence[Any], where: np.ndarray) -> Any:
+  """Equal pytrees as one with a leading axis of slots, on the host."""
+  return jax.tree.map(
+    lambda *leaves: np.stack([leaves[i] for i in where]), *trees
+  )
 
 
 def blank(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -178,45 +512,191 @@ def objective(module, loss, params, held, inputs, targets, key):
   return loss(outputs, targets).mean(), changed
 
 
+def in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
+  """Members one after another in one program; a form for `Batch.over`.
+
+  Args:
+    f: `f(carry, read, shared) -> (carry, out)` of one member.
+
+  Returns:
+    `each(carry, read, count, shared) -> (carry, out)` of stacked members, of
+    which it runs the first `count` and leaves the others as they are, their
+    `out` zero. The memory for intermediate values is that of one member.
+
+  Example:
+    >>> each = in_turn(lambda carry, read, shared: (carry + read, carry))
+    >>> carry, out = each(jnp.ones(4), jnp.arange(4.0), 2, ())
+    >>> carry.tolist(), out.tolist()
+    ([1.0, 2.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0])
+  """
+
+  def each(carry, read, count, shared):
+    def body(i, held):
+      own = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False),
+        (held[0], read),
+      )
+      return jax.tree.map(
+        lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0),
+        held,
+        f(*own, shared),
+      )
+
+    first = jax.tree.map(lambda leaf: leaf[0], (carry, read))
+    slots = len(jax.tree.leaves(read)[0])
+    out = jax.tree.map(
+      lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype),
+      jax.eval_shape(f, *first, shared)[1],
+    )
+    return jax.lax.fori_loop(0, count, body, (carry, out))
+
+  return each
+
+
+def at_once(f: Callable[..., Any]) -> Callable[..., Any]:
+  """Members side by side, by `jax.vmap`; a form for `Batch.over`.
+
+  Args and returns as of `in_turn`, but all slots are run, and the memory for
+  intermediate values is that of all of them.
+  """
+
+  def each(carry, read, count, shared):
+    del count
+    return jax.vmap(f, in_axes=(0, 0, None))(carry, read, shared)
+
+  return each
+
+
+def _on_mesh(each, mesh):
+  """Runs `each` on every device's own members: no device waits for another."""
+  dealt = PartitionSpec(meshes.POPULATION)
+  return jax.shard_map(
+    lambda carry, read, counts, shared: each(carry, read, counts[0], shared),
+    mesh=mesh,
+    in_specs=(dealt, dealt, dealt, PartitionSpec()),
+    out_specs=dealt,
+    # The compiler spreads what is computed over the `data` axis.
+    axis_names={meshes.POPULATION},
+    check_vma=False,
+  )
+
+
+def _over_data(mesh):
+  """Spreads the examples of a step over the `data` axis."""
+  if mesh.shape[meshes.DATA] == 1:
+    return lambda tree: tree
+  return lambda tree: jax.lax.with_sharding_constraint(
+    tree, PartitionSpec(meshes.DATA)
+  )
+
+
+def _conv(mesh) -> str:
+  """The form of convolutions in programs on a mesh."""
+  if layers.conv_form() == 'native' or mesh.shape[meshes.DATA] > 1:
+    return 'auto'  # A loop over images would undo their spreading over `data`.
+  return 'images'
+
+
+def _images(spec: Spec, batch: int, mesh) -> int:
+  """How many examples of a step a network is differentiated on at a time.
+
+  Where convolutions are matrix products of patches, and examples do not see
+  each other (no batch statistics), a few at a time pass through the whole
+  network in cache.
+  """
+  if _conv(mesh) != 'images' or 'batch_stats' in network.shapes(spec).variables:
+    return batch
+  patches = [
+    math.prod(spec.shapes[node.name][:-1])
+    * math.prod(node.op.kernel)
+    * spec.shapes[node.inputs[0]][-1]
+    for node in spec.nodes
+    if isinstance(node.op, Conv)
+  ]
+  return layers.cached(batch, max(patches)) if patches else batch
+
+
+def _gradient(module, loss, few: int):
+  """Gradient of `objective`, as a sum over `few` examples at a time."""
+  gradient = jax.value_and_grad(
+    functools.partial(objective, module, loss), has_aux=True
+  )
+
+  def summed(params, held, inputs, targets, key):
+    count = len(inputs) // few
+    if count == 1:
+      return gradient(params, held, inputs, targets, key)
+
+    def of(xs):
+      inputs, targets, i = xs
+      own = jax.random.fold_in(key, i)
+      (value, _), grads = gradient(params, held, inputs, targets, own)
+      return value, grads
+
+    parts = jax.tree.map(
+      lambda leaf: leaf.reshape((count, few, *leaf.shape[1:])),
+      (inputs, targets),
+    )
+    xs = (*parts, jnp.arange(count))
+    first = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], xs))
+    total, _ = jax.lax.scan(
+      lambda total, xs: (jax.tree.map(jnp.add, total, of(xs)), None),
+      jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),
+      xs,
+    )
+    value, grads = jax.tree.map(lambda leaf: leaf / count, total)
+    return (value, {}), grads
+
+  return summed
+
+
 @functools.lru_cache(maxsize=256)
-def _epoch(spec, tx, loss, prepare, augment, batch):
-  """The compiled epoch of one structure, optimizer and task."""
+def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
+  """The compiled epoch of all members of one structure, optimizer and task."""
   # With XLA's own options. Six convolutions with batch norm on digits compile
   # in 2.5 s on two cores; `xla_backend_optimization_level=0` halves that and
   # makes epochs 2.5 to 3.4 times as long. Levels 1 and 2,
   # `xla_llvm_disable_expensive_passes`, `xla_cpu_parallel_codegen_split_count`
   # and the CPU's fast-compile preset save nothing beyond the noise.
-  module = spec.module()
+  module, spread = spec.module(_conv(mesh)), _over_data(mesh)
+  gradient = _gradient(module, loss, _images(spec, batch, mesh))
 
   def step(carry, xs):
     params, held, state, data, key = carry
     rows, i = xs
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
+    rows = spread(rows)
     inputs = augment(augment_key, prepare(data.inputs[rows]))
-    gradient = jax.value_and_grad(
-      functools.partial(objective, module, loss), has_aux=True
-    )
     (value, changed), grads = gradient(
-      params, held, inputs, data.targets[rows], dropout_key
+      params, held, spread(inputs), data.targets[rows], dropout_key
     )
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
     return (params, {**held, **changed}, state, data, key), value
 
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def epoch(variables, state, fresh, data: Data, key, number):
+  def one(carry, read, shared):
+    (variables, state), (raw, fresh), (data, number) = carry, read, shared
+    key = jax.random.wrap_key_data(raw, impl=impl)
     key = jax.random.fold_in(key, number)
     params = variables['params']
-    state = jax.lax.cond(fresh, lambda: tx.init(params), lambda: state)
+    state = jax.lax.cond(
+      fresh & (number == 0), lambda: tx.init(params), lambda: state
+    )
     order_key, step_key = jax.random.split(key)
     steps = data.targets.shape[0] // batch
     order = jax.random.permutation(order_key, data.targets.shape[0])
     rows = order[: steps * batch].reshape((steps, batch))
     held = {c: tree for c, tree in variables.items() if c != 'params'}
-    carry = (variables['params'], held, state, data, step_key)
-    carry, losses = jax.lax.scan(step, carry, (rows, jnp.arange(steps)))
-    params, held, state, _, _ = carry
-    return {**held, 'params': params}, state, losses.mean()
+    start = (params, held, state, data, step_key)
+    end, losses = jax.lax.scan(step, start, (rows, jnp.arange(steps)))
+    params, held, state, _, _ = end
+    return ({**held, 'params': params}, state), losses.mean()
+
+  each = _on_mesh(over(one), mesh)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def epoch(carry, read, counts, data: Data, number):
+    return each(carry, read, counts, (data, number))
 
   return epoch
 
@@ -234,18 +714,7 @@ def evaluate(
 ) -> Measured:
   """Measures a network on every example of a split.
 
-  The program that is compiled is shared by all networks of the same buckets
-  and by all splits of the task, whatever their size: it takes a fixed number
-  of examples, of which it reads as many batches as hold any of the split.
-
-  Args:
-    net: an unpadded network.
-    task: gives loss, metric and preparation.
-    data: the split, such as `task.valid`.
-    batch: examples at a time; those of the largest split if that has fewer.
-
-  Returns:
-    A `Measured`.
+  It is `evaluate_all` of one network; see there.
 
   Example:
     >>> import jax
@@ -257,23 +726,85 @@ def evaluate(
     >>> evaluate(net, task, task.test).examples == len(task.test.targets)
     True
   """
+  (measured,) = evaluate_all([net], task, data, batch=batch)
+  return measured
+
+
+def evaluate_all(
+  nets: Sequence[network.Network],
+  task: Task,
+  data: Data,
+  *,
+  batch: int = 256,
+  plan: Plan | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> list[Measured]:
+  """Measures networks, each on every example of a split.
+
+  The program that is compiled is shared by all networks of the same buckets
+  and by all splits of the task, whatever their size: it takes a fixed number
+  of examples, of which it reads as many batches as hold any of the split.
+
+  Args:
+    nets: unpadded networks, of any architectures.
+    task: gives loss, metric and preparation.
+    data: the split, such as `task.valid`.
+    batch: examples at a time; those of the largest split if that has fewer.
+    plan: as of `fit_all`.
+    mesh: as of `fit_all`.
+
+  Returns:
+    A `Measured` for each network.
+
+  Raises:
+    ValueError: for a batch that the mesh's `data` axis does not divide.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task = tasks.digits()
+    >>> nets = [network.init(seeds.mlp(task.shape, (n,), 10), jax.random.key(0))
+    ...         for n in (5, 8)]
+    >>> len(evaluate_all(nets, task, task.valid))
+    2
+  """
+  mesh = meshes.make() if mesh is None else mesh
   splits = (task.train, task.valid, task.test, data)
   most = max(len(split.targets) for split in splits)
   batch = min(batch, most)
+  _check_divides(batch, mesh)
   room = batch * min(-(-most // batch), _BATCHES)
-  padded = padding(net.spec)(network.to_host(net), ())
-  measure = _measure(padded.spec, task.loss, task.metric, task.prepare, batch)
-  variables = jax.device_put(padded.variables)
+  parts = list(_parts(data, room))
+  starts = [network.to_host(net) for net in nets]
+  count = len(data.targets)
+  found: dict[int, Measured] = {}
+  for group in _groups(plan, starts, mesh, batch, passes=count):
+    measure = _measure(
+      *(group.spec, task.loss, task.metric, task.prepare, batch),
+      *(group.over, mesh),
+    )
+    where, counts = _places(group, mesh)
+    padded = [
+      capacity(starts[i].spec, group.spec)(starts[i], ()).variables
+      for i in group.members
+    ]
+    variables, counts = meshes.spread((_stack(padded, where), counts), mesh)
+    sums = [measure(variables, counts, *part) for part in parts]
+    total = np.sum(meshes.fetch(sums), axis=0, dtype=float)
+    for i, place in zip(group.members, _firsts(where)):
+      found[i] = Measured(*map(float, total[place] / count), count)
+  return [found[i] for i in range(len(nets))]
+
+
+def _parts(data: Data, room: int):
+  """A split as parts of `room` examples, and how many of each are its own."""
   # On the host: to slice arrays on the device compiles for each split.
   inputs, targets = map(np.asarray, data)
   count = len(targets)
-  sums = []
   for start in range(0, count, room):
     rows = np.minimum(np.arange(start, start + room), count - 1)
-    part = Data(inputs[rows], targets[rows])
-    sums.append(measure(variables, part, np.int32(min(room, count - start))))
-  total = np.sum(jax.device_get(sums), axis=0, dtype=float)
-  return Measured(*map(float, total / count), count)
+    yield Data(inputs[rows], targets[rows]), np.int32(min(room, count - start))
 
 
 # The most batches that `evaluate` hands to the device at a time. They are run
@@ -283,15 +814,16 @@ _BATCHES = 16
 
 
 @functools.lru_cache(maxsize=256)
-def _measure(spec, loss, metric, prepare, batch):
+def _measure(spec, loss, metric, prepare, batch, over, mesh):
   """The compiled sums of loss and metric over the first `count` examples."""
-  module = spec.module()
+  module, spread = spec.module(_conv(mesh)), _over_data(mesh)
 
-  @jax.jit
-  def measure(variables, data: Data, count):
-    def one(i, total):
+  def one(carry, variables, shared):
+    data, count = shared
+
+    def add(i, total):
       inputs, targets = (
-        jax.lax.dynamic_slice_in_dim(x, i * batch, batch) for x in data
+        spread(jax.lax.dynamic_slice_in_dim(x, i * batch, batch)) for x in data
       )
       outputs = module.apply(variables, prepare(inputs))
       values = jnp.stack([loss(outputs, targets), metric(outputs, targets)])
@@ -299,7 +831,13 @@ def _measure(spec, loss, metric, prepare, batch):
       return total + jnp.where(inside[None], values, 0.0).sum(axis=1)
 
     batches = (count + batch - 1) // batch
-    return jax.lax.fori_loop(0, batches, one, jnp.zeros(2))
+    return carry, jax.lax.fori_loop(0, batches, add, jnp.zeros(2))
+
+  each = _on_mesh(over(one), mesh)
+
+  @jax.jit
+  def measure(variables, counts, data: Data, count):
+    return each((), variables, counts, (data, count))[1]
 
   return measure
 

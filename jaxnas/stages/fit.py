@@ -15,9 +15,15 @@ SAID = ('predicted', 'nats', 'chosen')
 
 
 def train(
-  task: Task, tx: optax.GradientTransformation, *, epochs: int, batch: int
+  task: Task,
+  tx: optax.GradientTransformation,
+  *,
+  epochs: int,
+  batch: int,
+  plan: training.Plan | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Stage:
-  """Trains every member for whole epochs.
+  """Trains every member for whole epochs, all of them on all devices.
 
   A member whose loss or weights stop being finite goes back to the weights and
   the optimizer state it had; that is recorded in its lineage as `'diverged'`,
@@ -29,30 +35,23 @@ def train(
     tx: the optimizer; its state moves with each candidate.
     epochs: passes over the training split.
     batch: examples in a step.
+    plan: which members are trained together, see `training.strategy`.
+    mesh: the devices, see `jaxnas.mesh`; None for all there are.
 
   Raises:
     ValueError: for a member with a pending move.
   """
 
-  def one(key: Key, member: Candidate, generation: int):
-    fitted = training.fit(
-      key,
-      member.net,
-      task,
-      tx,
-      epochs=epochs,
-      batch=batch,
-      opt_state=member.opt_state,
-    )
+  def after(member: Candidate, fitted: training.Fit, generation: int):
     loss = fitted.losses[-1] if fitted.losses else math.nan
     metrics = {**member.metrics, 'train_loss': loss}
     if fitted.losses and not _finite(fitted):
       event = Event(generation, 'diverged')
-      return fitted, member._replace(
+      return member._replace(
         metrics=metrics,
         lineage=(*member.lineage, event),
       )
-    return fitted, member._replace(
+    return member._replace(
       net=fitted.net,
       opt_state=fitted.opt_state,
       metrics=metrics,
@@ -61,13 +60,25 @@ def train(
 
   def update(key: Key, population: Population) -> Population:
     propose.refuse_pending('train', population)
-    members, spent = [], population.spent
-    for i, member in enumerate(population.members):
-      own = jax.random.fold_in(key, i)
-      fitted, member = one(own, member, population.generation)
-      members.append(member)
-      spent = spent.add(examples=fitted.examples)
-    return population._replace(members=tuple(members), spent=spent)
+    # A member's key is that of its place, whoever stands beside it.
+    count = len(population.members)
+    fits = training.fit_all(
+      [jax.random.fold_in(key, i) for i in range(count)],
+      [member.net for member in population.members],
+      *(task, tx),
+      epochs=epochs,
+      batch=batch,
+      opt_states=[member.opt_state for member in population.members],
+      plan=plan,
+      mesh=mesh,
+    )
+    members = tuple(
+      after(member, fitted, population.generation)
+      for member, fitted in zip(population.members, fits)
+    )
+    examples = sum(fitted.examples for fitted in fits)
+    spent = population.spent.add(examples=examples)
+    return population._replace(members=members, spent=spent)
 
   return combine.stage(update, 'train')
 

@@ -138,8 +138,14 @@ def scored(member: Candidate, scores: Scores, column: int) -> Candidate:
   return member._replace(metrics=metrics)
 
 
-def measure(task: Task, split: str = 'valid') -> Stage:
-  """Measures every network on a split.
+def measure(
+  task: Task,
+  split: str = 'valid',
+  *,
+  plan: training.Plan | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Stage:
+  """Measures every network on a split, all of them on all devices.
 
   Adds `{split}_loss`, `{split}_metric`, `params` and `flops` to the metrics
   of every member.
@@ -148,6 +154,8 @@ def measure(task: Task, split: str = 'valid') -> Stage:
     task: the task.
     split: `'train'` or `'valid'`; the test split is for reports and is not
       to be had in a search.
+    plan: which members are measured together, see `training.strategy`.
+    mesh: the devices, see `jaxnas.mesh`; None for all there are.
 
   Raises:
     ValueError: for any other split.
@@ -160,9 +168,12 @@ def measure(task: Task, split: str = 'valid') -> Stage:
 
   def update(key: Key, population: Population) -> Population:
     del key
+    nets = [member.net for member in population.members]
+    measured = training.evaluate_all(
+      nets, task, getattr(task, split), plan=plan, mesh=mesh
+    )
     members = []
-    for member in population.members:
-      found = training.evaluate(member.net, task, getattr(task, split))
+    for member, found in zip(population.members, measured):
       metrics = {
         **member.metrics,
         f'{split}_loss': found.loss,
