@@ -71,11 +71,11 @@ def fit(
   task: Task,
   tx: optax.GradientTransformation,
   *,
-  epochs: int,
+  epochs: float,
   batch: int,
   opt_state: Any = None,
 ) -> Fit:
-  """Trains a network for whole epochs over `task.train`.
+  """Trains a network for epochs over `task.train`, the last perhaps in part.
 
   Data stay on the device; an epoch is one compiled program, shared by all
   networks of the same buckets, and the only one that a fit compiles: the
@@ -87,7 +87,8 @@ def fit(
     net: an unpadded network.
     task: gives data, loss, preparation and augmentation.
     tx: the optimizer.
-    epochs: passes over the training split.
+    epochs: passes over the training split; of the last, a fraction q is the
+      first int(q * batches) batches.
     batch: examples in a step; all of them if there are fewer.
     opt_state: the optimizer's state; None for a fresh one, which no epochs
       leave None.
@@ -130,15 +131,17 @@ def fit(
     padded, state = morphisms.morph(
       move, start, theta=(), opt_state=network.to_host(opt_state)
     )
-  if not epochs:
+  batches = len(task.train.targets) // batch
+  counts = _counts(epochs, batches)
+  if not counts:
     return Fit(start, None if fresh else network.to_host(opt_state), (), 0, 0)
   epoch = _epoch(padded.spec, tx, task.loss, task.prepare, task.augment, batch)
   variables, state = jax.device_put((padded.variables, state))
   losses = []
-  for i in range(epochs):
+  for i, count in enumerate(counts):
     variables, state, loss = epoch(
       *(variables, state, np.bool_(fresh and not i)),
-      *(task.train, key, np.int32(i)),
+      *(task.train, key, np.int32(i), np.int32(count)),
     )
     losses.append(loss)
   padded = network.to_host(network.Network(variables, padded.spec))
@@ -148,8 +151,16 @@ def fit(
     theta=(),
     opt_state=network.to_host(state),
   )
-  steps = epochs * (len(task.train.targets) // batch)
+  steps = sum(counts)
   return Fit(net, state, tuple(map(float, losses)), steps, steps * batch)
+
+
+def _counts(epochs: float, batches: int) -> list[int]:
+  """The number of batches in each epoch; none of them zero."""
+  whole = int(epochs)
+  # A rounding error must not cost a batch: 0.29 of 100 is 28.999...
+  rest = int((epochs - whole) * batches + 1e-9)
+  return [batches] * whole + [rest] * (rest > 0)
 
 
 def blank(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -188,9 +199,9 @@ def _epoch(spec, tx, loss, prepare, augment, batch):
   # and the CPU's fast-compile preset save nothing beyond the noise.
   module = spec.module()
 
-  def step(carry, xs):
-    params, held, state, data, key = carry
-    rows, i = xs
+  def step(i, carry):
+    params, held, state, data, key, order, total = carry
+    rows = jax.lax.dynamic_index_in_dim(order, i, keepdims=False)
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
     inputs = augment(augment_key, prepare(data.inputs[rows]))
     gradient = jax.value_and_grad(
@@ -201,10 +212,11 @@ def _epoch(spec, tx, loss, prepare, augment, batch):
     )
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
-    return (params, {**held, **changed}, state, data, key), value
+    held = {**held, **changed}
+    return params, held, state, data, key, order, total + value
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def epoch(variables, state, fresh, data: Data, key, number):
+  def epoch(variables, state, fresh, data: Data, key, number, count):
     key = jax.random.fold_in(key, number)
     params = variables['params']
     state = jax.lax.cond(fresh, lambda: tx.init(params), lambda: state)
@@ -213,10 +225,11 @@ def _epoch(spec, tx, loss, prepare, augment, batch):
     order = jax.random.permutation(order_key, data.targets.shape[0])
     rows = order[: steps * batch].reshape((steps, batch))
     held = {c: tree for c, tree in variables.items() if c != 'params'}
-    carry = (variables['params'], held, state, data, step_key)
-    carry, losses = jax.lax.scan(step, carry, (rows, jnp.arange(steps)))
-    params, held, state, _, _ = carry
-    return {**held, 'params': params}, state, losses.mean()
+    carry = (params, held, state, data, step_key, rows, jnp.zeros(()))
+    # The number of steps is data, so parts of epochs are the same program.
+    carry = jax.lax.fori_loop(0, count, step, carry)
+    params, held, state, *_, total = carry
+    return {**held, 'params': params}, state, total / count
 
   return epoch
 

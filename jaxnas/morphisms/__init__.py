@@ -6,6 +6,9 @@ from jaxnas.morphisms.base import compose as compose
 from jaxnas.morphisms.base import identity as identity
 from jaxnas.morphisms.base import morph as morph
 from jaxnas.morphisms.base import respec as respec
+from jaxnas.morphisms.blocks import add_block as add_block
+from jaxnas.morphisms.blocks import label as label
+from jaxnas.morphisms.blocks import remove_block as remove_block
 from jaxnas.morphisms.depth import insert as insert
 from jaxnas.morphisms.depth import remove as remove
 from jaxnas.morphisms.kernel import grow_kernel as grow_kernel
