@@ -46,11 +46,15 @@ def bucket(width: int) -> int:
 def padding(spec: Spec) -> Morphism:
   """The move that pads every group of free width to its bucket.
 
+  A network that is padded already keeps its capacities.
+
   Example:
     >>> from jaxnas.spaces import seeds
     >>> padding(seeds.mlp((4,), (9,), 3))
     Pad(capacities=(('dense1', 16),))
   """
+  if spec.padded:
+    return morphisms.identity()
   buckets = {g.name: bucket(g.size) for g in groups.growable(spec)}
   return morphisms.pad(buckets) if buckets else morphisms.identity()
 
@@ -84,7 +88,7 @@ def fit(
 
   Args:
     key: draws the order, augmentation and dropout.
-    net: an unpadded network.
+    net: a network; it comes back unpadded.
     task: gives data, loss, preparation and augmentation.
     tx: the optimizer.
     epochs: passes over the training split; of the last, a fraction q is the
@@ -252,7 +256,7 @@ def evaluate(
   of examples, of which it reads as many batches as hold any of the split.
 
   Args:
-    net: an unpadded network.
+    net: a network.
     task: gives loss, metric and preparation.
     data: the split, such as `task.valid`.
     batch: examples at a time; those of the largest split if that has fewer.

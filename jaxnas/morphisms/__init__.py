@@ -17,6 +17,7 @@ from jaxnas.morphisms.outgoing import merge as merge
 from jaxnas.morphisms.pad import crop as crop
 from jaxnas.morphisms.pad import pad as pad
 from jaxnas.morphisms.pad import uncapped as uncapped
+from jaxnas.morphisms.rename import rename as rename
 from jaxnas.morphisms.several import unite as unite
 from jaxnas.morphisms.width import prune as prune
 from jaxnas.morphisms.width import split as split

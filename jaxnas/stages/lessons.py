@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import combine, network, training
+from jaxnas import combine, groups, morphisms, network, training
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import blocks, width
@@ -86,7 +86,8 @@ def lessons(
 
   def trained(epochs: float) -> Stage:
     learn = train(task, tx, epochs=epochs, batch=batch)
-    return combine.chain(learn, look, record(f'{split}_metric', epochs))
+    noted = record(f'{split}_metric', epochs)
+    return alike(combine.chain(learn, look, noted))
 
   def lesson(epochs: Epochs) -> Stage:
     def update(key: Key, population: Population) -> Population:
@@ -111,6 +112,63 @@ def lessons(
     return combine.stage(update, 'lessons')
 
   return lesson
+
+
+def alike(inner: Stage, *, least: int = 16) -> Stage:
+  """Runs a stage on networks made as alike as they can be.
+
+  Nodes get names by their place, and groups of channels a capacity of at least
+  `least`, so that networks which differ by names and a few channels share one
+  compiled program. Afterwards all is as it was. For small networks, which
+  compile a thousand times as long as they train.
+
+  Args:
+    inner: a stage that leaves one candidate for each, of the same architecture.
+    least: channels that every group has room for.
+  """
+
+  def update(key, population: Population, state):
+    dressed = [_dress(member, least) for member in population.members]
+    after, state = inner.update(
+      key, population._replace(members=tuple(dressed)), state
+    )
+    bare = [
+      _undress(member, was.net.spec)
+      for member, was in zip(after.members, population.members, strict=True)
+    ]
+    return after._replace(members=tuple(bare)), state
+
+  return Stage(inner.init, update, f'alike({inner.name})')
+
+
+def _numbered(spec: specs.Spec) -> dict[str, str]:
+  return {node.name: f'node{i}' for i, node in enumerate(spec.order)}
+
+
+def _made(member: Candidate, move: morphisms.Morphism) -> Candidate:
+  """The candidate after a move that is no edit: the lineage does not tell."""
+  net, state = morphisms.morph(
+    move,
+    network.to_host(member.net),
+    theta=move.init(member.net, jax.random.key(0)),
+    opt_state=network.to_host(member.opt_state),
+  )
+  return member._replace(net=net, opt_state=state)
+
+
+def _dress(member: Candidate, least: int) -> Candidate:
+  named = _made(member, morphisms.rename(_numbered(member.net.spec)))
+  room = {
+    g.name: max(least, training.bucket(g.size))
+    for g in groups.growable(named.net.spec)
+  }
+  return _made(named, morphisms.pad(room)) if room else named
+
+
+def _undress(member: Candidate, spec: specs.Spec) -> Candidate:
+  tight = _made(member, morphisms.uncapped(member.net))
+  back = {new: old for old, new in _numbered(spec).items()}
+  return _made(tight, morphisms.rename(back))
 
 
 def affordable(needs: Iterable[float], room: float) -> list[float]:
