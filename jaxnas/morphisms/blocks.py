@@ -420,8 +420,9 @@ class RemoveBlock:
   ) -> network.Network:
     old, spec = net.spec, self._spec(net.spec)
     kernel, bias = self._line(net, theta)
-    params, stats = net.variables['params'], net.variables.get(
-      'batch_stats', {}
+    params, stats = (
+      net.variables['params'],
+      net.variables.get('batch_stats', {}),
     )
     gone = {node.name for node in self.tail(old)}
     params = {n: held for n, held in params.items() if n not in gone}

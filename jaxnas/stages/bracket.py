@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxnas import combine
 from jaxnas.base import Candidate, Key, Population, Stage, rng
 
 Fitness = Callable[[Candidate], float]
@@ -91,7 +90,7 @@ def bracket(
     ValueError: for no rounds or no winners.
 
   Example:
-    >>> from jaxnas.base import Population
+    >>> from jaxnas import combine
     >>> lazy = combine.stage(lambda key, population: population, 'lazy')
     >>> field = tuple(Candidate(None, metrics={'f': f}) for f in (3, 1, 2))
     >>> stage = bracket(lazy, lambda member: member.metrics['f'])

@@ -356,13 +356,12 @@ def sound(
     size = network.param_count(member.net)
     before = member.metrics.get('parent_params', math.inf)
     diverged = member.lineage and member.lineage[-1].kind == 'diverged'
+    leaves = jax.tree.leaves(member.net.variables)
     return (
       size <= params
       and size - before < growth * before
       and not diverged
-      and all(
-        np.isfinite(leaf).all() for leaf in jax.tree.leaves(member.net.variables)
-      )
+      and all(np.isfinite(leaf).all() for leaf in leaves)
     )
 
   return fine
