@@ -493,8 +493,7 @@ def test_a_config_is_plain_values_that_a_job_accepts(config_module, quick):
   settings = jobs.resolve(config)
   assert settings['quick'] is quick
   assert settings['job'] in jobs.JOBS
-  jobs.check(settings, jobs._GROWTH_RULES)
-  jobs.make_optimizer(settings, 10)
+  jobs.CHECKS[settings['job']](settings)
   jobs.make_seed(settings, tasks.digits()._replace(shape=(32, 32, 3)))
 
 

@@ -1,0 +1,27 @@
+"""ECToNAS on CIFAR-10, or any other TFDS image set.
+
+    python launch/train.py --config=configs/ectonas_cifar10.py \\
+        --config.data_dir=DIR --workdir=runs/ectonas_cifar10
+
+`--config.dataset` names the set (`cifar100`, `svhn_cropped`,
+`fashion_mnist`, ...).
+
+PROMISE
+"""
+
+import ml_collections
+
+from configs import ectonas_digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings of the run."""
+  config = ectonas_digits.get_config()
+  config.dataset = 'cifar10'
+  config.batch = 128
+  config.net.widths = '8-16:32'
+  config.when_quick.examples = ml_collections.ConfigDict(
+    {'train': 6000, 'test': 2000}
+  )
+  config.when_quick.batch = 64
+  return config
