@@ -619,3 +619,76 @@ def test_what_every_edit_does_to_a_trained_network(task, quick_compiler):
       assert change < 1e-4, (kind, change)
   assert worst['remove units'] >= -0.02
   assert worst['remove dense'] >= -0.15
+
+
+@pytest.mark.slow
+def test_what_every_removal_does_on_average(task, quick_compiler):
+  """C1, on two parents: means, since one parent of 270 images is coarse."""
+  spec = seeds.cells(task.shape, (6, 12), (32, 20), 10)
+  losses = collections.defaultdict(list)
+  for key in (0, 1):
+    for kind, loss, _ in table(task, spec, 30, key)[1]:
+      losses[kind].append(loss)
+  assert np.mean(losses['remove channels'][1::2]) >= -0.06  # 3 of 12.
+  assert np.mean(losses['remove units']) >= -0.02
+  assert np.mean(losses['remove dense']) >= -0.15
+
+
+def shifted(task, size=12, seed=0):
+  """Digits at random places of a larger image: what convolutions are for."""
+  rng = np.random.default_rng(seed)
+
+  def moved(data):
+    images = np.asarray(data.inputs)
+    out = np.zeros((len(images), size, size, 1), images.dtype)
+    room = size - images.shape[1]
+    for image, canvas, (y, x) in zip(
+      images, out, rng.integers(0, room + 1, (len(images), 2))
+    ):
+      canvas[y : y + images.shape[1], x : x + images.shape[2]] = image
+    return data._replace(inputs=jnp.asarray(out))
+
+  return task._replace(
+    name='shifted digits',
+    shape=(size, size, 1),
+    **{name: moved(getattr(task, name)) for name in ('train', 'valid', 'test')},
+  )
+
+
+def generation(task, spec, seed, *, alpha=1.0, tx, epochs=3):
+  """The winner of one generation with brackets of whole length."""
+  stage = algorithms.ectonas(
+    stages.lessons(task, tx, batch=32),
+    prepare=stages.calibrate(task),
+    alpha=alpha,
+    warmup=10,
+    epochs=epochs,
+  )
+  last, _ = run(jax.random.key(seed + 50), stage, population(spec, seed), 1)
+  return stages.fittest(last, stages.relative(alpha))
+
+
+@pytest.mark.slow
+def test_a_dense_network_becomes_convolutional_where_it_should(
+  task, quick_compiler
+):
+  """C6: on shifted digits the crossing wins in three of five seeds or more."""
+  moved, tx = shifted(task), optax.adam(0.01)
+  spec = seeds.mlp(moved.shape, (10, 10), 10)
+  kinds = [stages.kind(generation(moved, spec, s, tx=tx)) for s in range(5)]
+  assert kinds.count('add block') >= 3, kinds
+
+
+@pytest.mark.slow
+def test_a_small_alpha_gives_a_smaller_network(task, quick_compiler):
+  """C6: 30 % fewer parameters at less than 5 points, or a dense network."""
+  tx = optax.adam(0.01)
+  best = generation(task, DIGITS, 0, alpha=0.25, tx=tx, epochs=2)
+  params = network.param_count(best.net)
+  dense = not any(
+    isinstance(node.op, specs.Conv) for node in best.net.spec.nodes
+  )
+  assert dense or params <= 0.7 * 686
+  if not dense:
+    score = stages.score(best)
+    assert score >= best.metrics['parent_score'] - 0.05
