@@ -627,8 +627,10 @@ def _ectonas_stage(
   )
   generation = algorithms.ectonas(
     stages.lessons(task, tx, **paid),
-    prepare=stages.calibrate(task, examples=held['calibrate']),
-    moves=moves,
+    propose=combine.chain(
+      stages.expand(moves),
+      stages.calibrate(task, examples=held['calibrate']),
+    ),
     **knobs,
   )
   first = job.settings['epochs']  # Without a match, nothing is decided.

@@ -537,6 +537,23 @@ def test_alike_networks_share_programs_and_come_back(task, quick_compiler):
   assert sizes[0] >= 1 and sizes[1] == 0
 
 
+def test_a_generation_of_eighteen_networks_has_seven_structures():
+  grown = combine.chain(stages.expand(stages.edits()), stages.realise())
+  after, _ = grown.update(jax.random.key(0), population(DIGITS), ((), ()))
+  exact = {training.padding(m.net.spec)(m.net, ()).spec for m in after.members}
+  seen = set()
+
+  def look(population):
+    seen.update(member.net.spec for member in population.members)
+
+  watch = alike(combine.observe(look))
+  last, _ = watch.update(jax.random.key(0), after, ())
+  assert len(seen) == 7 and len(exact) > 12
+  for one, two in zip(last.members, after.members, strict=True):
+    assert one.net.spec == two.net.spec
+    jax.tree.map(np.testing.assert_array_equal, one.net, two.net)
+
+
 def test_momentum_survives_every_edit(task, quick_compiler):
   """C3: the official code loses it at every call of its training."""
   tx = optax.sgd(0.05, momentum=0.9)
@@ -659,7 +676,9 @@ def generation(task, spec, seed, *, alpha=1.0, tx, epochs=3):
   """The winner of one generation with brackets of whole length."""
   stage = algorithms.ectonas(
     stages.lessons(task, tx, batch=32),
-    prepare=stages.calibrate(task),
+    propose=combine.chain(
+      stages.expand(stages.edits()), stages.calibrate(task)
+    ),
     alpha=alpha,
     warmup=10,
     epochs=epochs,

@@ -25,8 +25,7 @@ RECOVERY = {
 def ectonas(
   lesson: stages.Lessons,
   *,
-  prepare: Stage | None = None,
-  moves: stages.Moves | None = None,
+  propose: Stage | None = None,
   alpha: float = 1.0,
   warmup: float = 10,
   epochs: float = 5,
@@ -58,9 +57,9 @@ def ectonas(
   Args:
     lesson: `lesson(epochs) -> Stage` trains and records, such as
       `stages.lessons(task, tx, batch=32, budget=1000)`.
-    prepare: a stage on children with pending moves, such as
-      `stages.calibrate(task)`; None for none.
-    moves: proposes, see `stages.edits`; None for `stages.edits()`.
+    propose: a stage that makes of parents children with pending moves; None
+      for `stages.expand(stages.edits())`. With `stages.calibrate(task)` behind
+      that, edits take into account what one forward pass tells.
     alpha: greediness across kinds: 1 for accuracy alone, 0 for size alone.
     warmup: epochs before the first generation.
     epochs: of training before each match.
@@ -112,8 +111,7 @@ def ectonas(
   return combine.chain(
     combine.when(lambda p: p.generation == 0, lesson(warmup)),
     stages.remember(last=last),
-    stages.expand(moves or stages.edits()),
-    *([prepare] if prepare else []),
+    propose or stages.expand(stages.edits()),
     stages.realise(),
     keep,
     lesson(need),
@@ -162,7 +160,7 @@ def official(
     'when(ectonas)'
   """
   lesson = stages.lessons(task, tx, batch=batch, split='train')
-  settings = {'moves': stages.edits(pool='max'), **settings}
+  settings = {'propose': stages.expand(stages.edits(pool='max')), **settings}
   return combine.when(
     stages.unspent(task, batch=batch, budget=budget),
     ectonas(lesson, **settings),

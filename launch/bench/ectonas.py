@@ -36,6 +36,7 @@ from jaxnas import (
   Population,
   Task,
   algorithms,
+  chain,
   network,
   run,
   stages,
@@ -79,7 +80,7 @@ def searched(
   clock, cpu = time.monotonic(), time.process_time()
   stage = algorithms.ectonas(
     stages.lessons(task, tx, batch=BATCH, budget=BUDGET),
-    prepare=stages.calibrate(task),
+    propose=chain(stages.expand(stages.edits()), stages.calibrate(task)),
     alpha=_ALPHA.value,
     warmup=8,
     epochs=1,
