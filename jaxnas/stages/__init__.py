@@ -40,3 +40,4 @@ from jaxnas.stages.propose import expand as expand
 from jaxnas.stages.propose import inserts as inserts
 from jaxnas.stages.propose import prunes as prunes
 from jaxnas.stages.propose import splits as splits
+from jaxnas.stages.ranked import ranked as ranked
