@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.batch = 128
   config.net.widths = '8-16:32'
   config.when_quick.examples = ml_collections.ConfigDict(
-    {'train': 6000, 'test': 2000}
+    {'train': 2500, 'test': 1000}
   )
   config.when_quick.batch = 64
   return config

@@ -601,9 +601,16 @@ def _check_ectonas(settings: Settings) -> None:
       '--config.net.name must be chain, cells or mlp, whose layers are a '
       f'chain, got {settings["net"]["name"]!r}.'
     )
+  held = settings['ectonas']
+  least = held['warmup'] + settings['epochs']
+  if held['budget'] < least:
+    raise ValueError(
+      '--config.ectonas.budget must be at least ectonas.warmup and epochs '
+      f'together, {least}, for anything to be searched; got {held["budget"]}.'
+    )
   _one_of('optimizer.name', settings['optimizer']['name'], STEADY)
-  _one_of('ectonas.pool', settings['ectonas']['pool'], POOLS)
-  _one_of('ectonas.compat', settings['ectonas']['compat'], COMPATIBLE)
+  _one_of('ectonas.pool', held['pool'], POOLS)
+  _one_of('ectonas.compat', held['compat'], COMPATIBLE)
 
 
 def _ectonas_stage(

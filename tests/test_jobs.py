@@ -633,6 +633,7 @@ def ectonas(module=ectonas_digits, **changes) -> ml_collections.ConfigDict:
     ('ectonas__compat', 'old', 'ectonas.compat must be one of fixed, offic'),
     ('ectonas__alpha', -1.0, 'ectonas.alpha must be at least 0'),
     ('ectonas__rounds', 0, 'ectonas.rounds must be at least 1'),
+    ('ectonas__budget', 1.5, 'ectonas.budget must be at least ectonas.warmup'),
     ('epochs', 0, 'config.epochs must be at least 1'),
   ],
 )

@@ -170,6 +170,8 @@ def relative(alpha: float, *, last: int = 3) -> Fitness:
     if alpha >= 1:
       return own
     held = member.metrics
+    if 'parent_score' not in held:
+      return math.nan
     before, size = held['parent_score'], held['parent_params']
     gained = (own - before) / before if before else math.nan
     grown = (held['params'] - size) / size
