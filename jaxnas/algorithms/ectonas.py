@@ -116,7 +116,7 @@ def ectonas(
     keep,
     lesson(need),
     keep,
-    stages.keep(stages.tested, 'tested'),
+    stages.keep(stages.retrained, 'retrained'),
     combine.when(lambda p: kinds(p) < 2, within(parents)),
     combine.when(lambda p: kinds(p) >= 2, within(1)),
     combine.when(

@@ -32,8 +32,8 @@ from jaxnas.stages.lessons import per_epoch as per_epoch
 from jaxnas.stages.lessons import record as record
 from jaxnas.stages.lessons import rehearsals as rehearsals
 from jaxnas.stages.lessons import remember as remember
+from jaxnas.stages.lessons import retrained as retrained
 from jaxnas.stages.lessons import sound as sound
-from jaxnas.stages.lessons import tested as tested
 from jaxnas.stages.lessons import unspent as unspent
 from jaxnas.stages.propose import Moves as Moves
 from jaxnas.stages.propose import expand as expand

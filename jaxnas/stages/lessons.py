@@ -230,7 +230,7 @@ def remember(*, last: int = 3) -> Stage:
   """Notes what children will be compared with, before they are proposed.
 
   Sets the metrics `parent_score`, `parent_params` and `parent_epochs` of every
-  member to its own; children inherit them (see `relative` and `tested`).
+  member to its own; children inherit them (see `relative` and `retrained`).
 
   Args:
     last: how many scores of the history count.
@@ -307,11 +307,12 @@ def unspent(
   return allowed
 
 
-def tested(member: Candidate) -> bool:
+def retrained(member: Candidate) -> bool:
   """Whether a child was trained since its edit, so that its score is its own.
 
   Example:
-    >>> tested(Candidate(None, metrics={'epochs': 2.5, 'parent_epochs': 2.0}))
+    >>> metrics = {'epochs': 2.5, 'parent_epochs': 2.0}
+    >>> retrained(Candidate(None, metrics=metrics))
     True
   """
   held = member.metrics
