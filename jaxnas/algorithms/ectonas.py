@@ -35,6 +35,7 @@ def ectonas(
   match: stages.Match = stages.strongest,
   last: int = 3,
   keep: Stage | None = None,
+  screen: Stage | None = None,
 ) -> Stage:
   """A generation of "ECToNAS: Evolutionary Cross-Topology NAS".
 
@@ -69,6 +70,9 @@ def ectonas(
     match: who wins a match; `stages.anyone` is the official `random_mode`.
     last: how many scores of a candidate's history count.
     keep: the stage that drops children; None for those not `stages.sound()`.
+    screen: a stage on the children after their recovery, such as
+      `stages.top(6, stages.score)`, so that brackets train fewer; None, as
+      officially, for all.
 
   Returns:
     A stage, one generation; from n members come at most `parents`.
@@ -117,6 +121,7 @@ def ectonas(
     lesson(need),
     keep,
     stages.keep(stages.retrained, 'retrained'),
+    *([screen] if screen else []),
     combine.when(lambda p: kinds(p) < 2, within(parents)),
     combine.when(lambda p: kinds(p) >= 2, within(1)),
     combine.when(

@@ -26,6 +26,7 @@ from jaxnas.stages.judge import learn as learn
 from jaxnas.stages.judge import measure as measure
 from jaxnas.stages.lessons import Lessons as Lessons
 from jaxnas.stages.lessons import calibrate as calibrate
+from jaxnas.stages.lessons import finish as finish
 from jaxnas.stages.lessons import keep as keep
 from jaxnas.stages.lessons import lessons as lessons
 from jaxnas.stages.lessons import per_epoch as per_epoch
@@ -34,6 +35,7 @@ from jaxnas.stages.lessons import rehearsals as rehearsals
 from jaxnas.stages.lessons import remember as remember
 from jaxnas.stages.lessons import retrained as retrained
 from jaxnas.stages.lessons import sound as sound
+from jaxnas.stages.lessons import top as top
 from jaxnas.stages.lessons import unspent as unspent
 from jaxnas.stages.propose import Moves as Moves
 from jaxnas.stages.propose import expand as expand

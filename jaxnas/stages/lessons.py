@@ -13,7 +13,7 @@ from jaxnas import combine, groups, morphisms, network, training
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import blocks, width
-from jaxnas.stages.bracket import score
+from jaxnas.stages.bracket import Fitness, fittest, score
 from jaxnas.stages.fit import train
 from jaxnas.stages.judge import by_parent, measure
 from jaxnas.stages.propose import refuse_pending
@@ -335,6 +335,56 @@ def keep(predicate: Callable[[Candidate], bool], name: str = 'keep') -> Stage:
     return population._replace(members=members)
 
   return combine.stage(update, name)
+
+
+def top(count: int, fitness: Fitness) -> Stage:
+  """Keeps the `count` fittest members, in their order; NaN ranks last.
+
+  Raises:
+    ValueError: for a count below one.
+
+  Example:
+    >>> stage = top(2, lambda member: member.steps)
+    >>> start = Population(tuple(Candidate(None, steps=s) for s in (3, 1, 2)))
+    >>> [m.steps for m in stage.update(None, start, ())[0].members]
+    [3, 2]
+  """
+  if count < 1:
+    raise ValueError(f'top: count must be at least 1, got {count}.')
+
+  def update(key, population: Population) -> Population:
+    del key
+    scores = np.array([fitness(m) for m in population.members], float)
+    order = np.argsort(-np.nan_to_num(scores, nan=-math.inf), kind='stable')
+    kept = tuple(population.members[i] for i in sorted(order[:count]))
+    return population._replace(members=kept)
+
+  return combine.stage(update, 'top')
+
+
+def finish(
+  lesson: Lessons, fitness: Fitness, *, task: Task, batch: int, budget: float
+) -> Stage:
+  """Keeps the fittest member, and trains it for what is left of the budget.
+
+  Args:
+    lesson: trains, see `lessons`.
+    fitness: says who is the fittest.
+    task: the task.
+    batch: examples in a step.
+    budget: of the whole search, in epochs; whole epochs are trained.
+  """
+  size = per_epoch(task, batch)
+
+  def update(key: Key, population: Population) -> Population:
+    if not population.members:
+      return population
+    room = max(0, math.floor(budget - population.spent.examples / size))
+    alone = population._replace(members=(fittest(population, fitness),))
+    stage = lesson(room)
+    return stage.update(key, alone, stage.init(alone))[0]
+
+  return combine.stage(update, 'finish')
 
 
 def sound(
