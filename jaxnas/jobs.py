@@ -112,7 +112,7 @@ def make_task(settings: Settings) -> Task:
   )
 
 
-SEEDS = ('chain', 'mlp', 'resnet', 'vgg19', 'mobilenet_v1')
+SEEDS = ('chain', 'cells', 'mlp', 'resnet', 'vgg19', 'mobilenet_v1')
 
 
 def make_seed(settings: Settings, task: Task) -> Spec:
@@ -127,6 +127,9 @@ def make_seed(settings: Settings, task: Task) -> Spec:
   shape, classes = task.shape, task.outputs
   if net['name'] == 'chain':
     return seeds.chain(shape, _widths(net), classes)
+  if net['name'] == 'cells':
+    channels, units = _cells(net)
+    return seeds.cells(shape, channels, units, classes)
   if net['name'] == 'mlp':
     widths = [width for width in _widths(net) if width != 'M']
     return seeds.mlp(shape, widths, classes)
@@ -148,7 +151,17 @@ def _check_net(settings: Settings) -> None:
       f'got {net["name"]!r}.'
     )
   check(settings, {'net.width': (1, None), 'net.blocks': (1, None)})
-  _widths(net)
+  if net['name'] == 'cells':
+    _cells(net)
+  else:
+    _widths(net)
+
+
+def _cells(net: Settings) -> tuple[list[int], list[int]]:
+  """Channels of cells and units of dense layers, as of '3-6:10-10'."""
+  parts = (_widths({'widths': p}) for p in net['widths'].split(':') if p)
+  channels, *units = ([w for w in part if w != 'M'] for part in parts)
+  return channels, sum(units, [])
 
 
 def _widths(net: Settings) -> list[int | str]:
@@ -290,7 +303,7 @@ class _Job(NamedTuple):
 
 def _begin(config: Settings, folder: workdir.Folder, console) -> _Job:
   settings = resolve(config)
-  _check_growth(settings)
+  CHECKS[settings['job']](settings)
   task = make_task(settings)
   spec = make_seed(settings, task)
   path = workdir.claim(folder, settings)
@@ -355,12 +368,16 @@ def _grow(
 
 
 def _baseline(
-  job: _Job, name: str, spec: Spec, examples: int
+  job: _Job,
+  name: str,
+  spec: Spec,
+  examples: int,
+  tx: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
   """Trains a network from scratch for so many examples."""
   epochs = job.settings['epochs']
   total = math.ceil(examples / (job.per_epoch * job.batch))
-  tx = make_optimizer(job.settings, total * job.per_epoch)
+  tx = tx or make_optimizer(job.settings, total * job.per_epoch)
   whole, rest = divmod(total, epochs)
   train = functools.partial(stages.train, job.task, tx, batch=job.batch)
   stage = combine.chain(
@@ -539,8 +556,10 @@ def _looks(grow: Settings, judge: str, job: _Job) -> int:
   return learn + score + grow['steps'] * min(grow['batch'], learn)
 
 
-def _row(population: Population, task: Task) -> dict[str, Any]:
-  best = workdir.leader(population)
+def _row(
+  population: Population, task: Task, best: Candidate | None = None
+) -> dict[str, Any]:
+  best = best or workdir.leader(population)
   spent = population.spent
   return {
     'test_accuracy': training.evaluate(best.net, task, task.test).metric,
@@ -622,7 +641,171 @@ def _searched(population: Population, task: Task) -> dict[str, Any]:
   }
 
 
-JOBS = {'growth': growth, 'race': race, 'evolution': evolution}
+_ECTONAS_RULES = {
+  'seed': (0, 2**32 - 1),
+  'batch': (1, None),
+  'epochs': (1, None),
+  'generations': (1, None),
+  'ectonas.alpha': (0, None),
+  'ectonas.warmup': (0, None),
+  'ectonas.rounds': (1, None),
+  'ectonas.parents': (1, None),
+  'ectonas.budget': (1, None),
+  'ectonas.channels': (1, None),
+  'ectonas.units': (0, None),
+  'ectonas.calibrate': (1, None),
+  'optimizer.learning_rate': (0, None),
+}
+STEADY = {
+  'adam': optax.adam,
+  'sgd': functools.partial(optax.sgd, momentum=0.9),
+}
+POOLS = {'none': '', 'max': 'max', 'mean': 'mean'}
+COMPATIBLE = dict.fromkeys(('fixed', 'official'))
+
+
+def _check_ectonas(settings: Settings) -> None:
+  """What can be refused of an ectonas job before the data are read."""
+  check(settings, _ECTONAS_RULES)
+  _check_net(settings)
+  if settings['net']['name'] not in ('chain', 'cells', 'mlp'):
+    raise ValueError(
+      '--config.net.name must be chain, cells or mlp, whose layers are a '
+      f'chain, got {settings["net"]["name"]!r}.'
+    )
+  held = settings['ectonas']
+  least = held['warmup'] + settings['epochs']
+  if held['budget'] < least:
+    raise ValueError(
+      '--config.ectonas.budget must be at least ectonas.warmup and epochs '
+      f'together, {least}, for anything to be searched; got {held["budget"]}.'
+    )
+  _one_of('optimizer.name', settings['optimizer']['name'], STEADY)
+  _one_of('ectonas.pool', held['pool'], POOLS)
+  _one_of('ectonas.compat', held['compat'], COMPATIBLE)
+
+
+def _ectonas_stage(
+  job: _Job, tx: optax.GradientTransformation, match: stages.Match
+) -> Stage:
+  """A generation, as the settings say."""
+  held, task = job.settings['ectonas'], job.task
+  knobs = {
+    'alpha': held['alpha'],
+    'warmup': held['warmup'],
+    'epochs': job.settings['epochs'],
+    'rounds': held['rounds'],
+    'parents': held['parents'],
+    'match': match,
+  }
+  paid = {'batch': job.batch, 'budget': held['budget']}
+  if held['compat'] == 'official':
+    return algorithms.official(task, tx, **paid, **knobs)
+  moves = stages.edits(
+    channels=held['channels'], units=held['units'], pool=POOLS[held['pool']]
+  )
+  generation = algorithms.ectonas(
+    stages.lessons(task, tx, **paid),
+    propose=combine.chain(
+      stages.expand(moves),
+      stages.calibrate(task, examples=held['calibrate']),
+    ),
+    **knobs,
+  )
+  first = job.settings['epochs']  # Without a match, nothing is decided.
+  return combine.when(stages.unspent(task, **paid, least=first), generation)
+
+
+def ectonas(
+  config: Settings,
+  folder: workdir.Folder,
+  *,
+  console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+  """Searches by ECToNAS, and compares at equal total epochs.
+
+  The network found is compared with the start network trained for as many
+  examples as the whole search (all candidates together), with the architecture
+  found trained from scratch for as many, and with the same search whose matches
+  are decided by chance. All have the same optimizer, of constant rate, since
+  how long a candidate will live is not known.
+
+  Args:
+    config: settings, as `configs/ectonas_digits.py` returns them.
+    folder: the workdir.
+    console: where to show progress; None for standard output.
+
+  Returns:
+    What is written to `summary.json`: of the network found `edits` (their
+    kinds), `valid_accuracy`, `test_accuracy`, `params`, `start_params`,
+    `epochs` (all candidates'), `own_epochs`, `examples`, `compilations`,
+    `seconds`, and under `baselines` the same of `start_same_epochs`,
+    `final_from_scratch` and `random_matches`.
+
+  Raises:
+    ValueError: as `growth`.
+  """
+  console = console or rich.console.Console()
+  job = _begin(config, folder, console)
+  tx = STEADY[job.settings['optimizer']['name']](
+    job.settings['optimizer']['learning_rate']
+  )
+  fitness = stages.relative(job.settings['ectonas']['alpha'])
+  with report.progress(console) as show:
+    job = job._replace(show=show)
+
+    def search(name: str, match: stages.Match) -> tuple[dict, Candidate]:
+      stage = _ectonas_stage(job, tx, match)
+      last = _conduct(job, name, stage, job.spec, job.settings['generations'])
+      best = stages.fittest(last, fitness)
+      return _found(job, last, best), best
+
+    summary, best = search('ectonas', stages.strongest)
+    workdir.save_network(job.path / 'best', best.net)
+    examples = summary['examples']
+    summary['baselines'] = {
+      'start_same_epochs': _baseline(
+        job, 'start_same_epochs', job.spec, examples, tx
+      ),
+      'final_from_scratch': _baseline(
+        job, 'final_from_scratch', best.net.spec, examples, tx
+      ),
+      'random_matches': search('random_matches', stages.anyone)[0],
+    }
+  rows = {'found': summary} | {
+    name.replace('_', ' '): row for name, row in summary['baselines'].items()
+  }
+  _finish(job.path, summary, console, rows, best.net.spec)
+  return summary
+
+
+def _found(job: _Job, last: Population, best: Candidate) -> dict[str, Any]:
+  """The row of a network that a search found."""
+  made = [event.move for event in best.lineage if event.kind == 'move']
+  return {
+    **_row(last, job.task, best),
+    'valid_accuracy': training.evaluate(
+      best.net, job.task, job.task.valid
+    ).metric,
+    'edits': [move.kind for move in made],
+    'start_params': network.param_count(job.spec),
+    'epochs': last.spent.examples / (job.per_epoch * job.batch),
+    'own_epochs': best.metrics['epochs'],
+  }
+
+
+CHECKS = {
+  'growth': _check_growth,
+  'race': _check_growth,
+  'evolution': _check_evolution,
+  'ectonas': _check_ectonas,
+}
+JOBS = {
+  'growth': growth,
+  'race': race,
+  'evolution': evolution,
+  'ectonas': ectonas,
+}
 
 
 def run(

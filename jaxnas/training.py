@@ -51,11 +51,15 @@ def bucket(width: int) -> int:
 def padding(spec: Spec) -> Morphism:
   """The move that pads every group of free width to its bucket.
 
+  A network that is padded already keeps its capacities.
+
   Example:
     >>> from jaxnas.spaces import seeds
     >>> padding(seeds.mlp((4,), (9,), 3))
     Pad(capacities=(('dense1', 16),))
   """
+  if spec.padded:
+    return morphisms.identity()
   buckets = {g.name: bucket(g.size) for g in groups.growable(spec)}
   return morphisms.pad(buckets) if buckets else morphisms.identity()
 
@@ -69,7 +73,7 @@ def capacity(spec: Spec, padded: Spec) -> Morphism:
     >>> capacity(spec, morphisms.respec(padding(wider), wider))
     Pad(capacities=(('dense1', 32),))
   """
-  if not padded.padded:
+  if spec == padded:
     return morphisms.identity()
   sizes = groups.table(padded).groups
   return morphisms.pad({name: sizes[name].size for name in padded.padded})
@@ -256,11 +260,11 @@ def fit(
   task: Task,
   tx: optax.GradientTransformation,
   *,
-  epochs: int,
+  epochs: float,
   batch: int,
   opt_state: Any = None,
 ) -> Fit:
-  """Trains a network for whole epochs over `task.train`.
+  """Trains a network for epochs over `task.train`, the last perhaps in part.
 
   It is `fit_all` of one network; see there.
 
@@ -291,13 +295,13 @@ def fit_all(
   task: Task,
   tx: optax.GradientTransformation,
   *,
-  epochs: int,
+  epochs: float,
   batch: int,
   opt_states: Sequence[Any] | None = None,
   plan: Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Fit]:
-  """Trains many networks, each for whole epochs over `task.train`.
+  """Trains many networks, each for epochs over `task.train`.
 
   Data stay on the devices; an epoch of all members of a batch (see
   `strategy`) is one compiled program, shared by all networks of the same
@@ -312,10 +316,11 @@ def fit_all(
 
   Args:
     keys: for each member, draws the order, augmentation and dropout.
-    nets: unpadded networks, of any architectures.
+    nets: networks, of any architectures; they come back unpadded.
     task: gives data, loss, preparation and augmentation.
     tx: the optimizer.
-    epochs: passes over the training split.
+    epochs: passes over the training split; of the last, a fraction q is the
+      first int(q * batches) batches.
     batch: examples in a step; all of them if there are fewer.
     opt_states: the optimizer's states; None, for all or in the place of one,
       for a fresh one, which no epochs leave None.
@@ -357,12 +362,13 @@ def fit_all(
     if state is None:
       state = blank(tx, start.variables['params'])
       morphisms.carry_state(morphisms.identity(), start.spec, state)
-  if not epochs:
+  lengths = _lengths(epochs, steps)
+  if not lengths:
     return [Fit(net, state, (), 0, 0) for net, state in zip(starts, states)]
   fits: dict[int, Fit] = {}
   data = meshes.replicate(task.train, mesh)
   for group in _groups(
-    *(plan, starts, mesh, batch), passes=3 * epochs * steps * batch
+    *(plan, starts, mesh, batch), passes=3 * sum(lengths) * batch
   ):
     own = [keys[i] for i in group.members]
     padded = [
@@ -372,10 +378,10 @@ def fit_all(
       *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
       *(str(jax.random.key_impl(own[0])), group.over, mesh),
     )
-    trained = _run_epochs(train, own, padded, data, epochs, group, mesh)
+    trained = _run_epochs(train, own, padded, data, lengths, group, mesh)
     for i, (variables, state, losses) in zip(group.members, trained):
       net, state = _end(network.Network(variables, group.spec), state)
-      count = epochs * steps
+      count = sum(lengths)
       fits[i] = Fit(net, state, losses, count, count * batch)
   return [fits[i] for i in range(len(nets))]
 
@@ -437,7 +443,7 @@ def _end(net, state) -> tuple[network.Network, Any]:
   )
 
 
-def _run_epochs(train, keys, padded, data, epochs, group, mesh):
+def _run_epochs(train, keys, padded, data, lengths, group, mesh):
   """(variables, state, losses) of each member after the epochs."""
   raw = [np.asarray(jax.random.key_data(key)) for key in keys]
   variables, states, fresh = zip(*padded)
@@ -446,8 +452,10 @@ def _run_epochs(train, keys, padded, data, epochs, group, mesh):
   read = _stack(list(zip(raw, fresh)), where)
   carry, read, counts = meshes.spread((carry, read, counts), mesh)
   losses = []
-  for number in range(epochs):
-    carry, loss = train(carry, read, counts, data, np.int32(number))
+  for number, length in enumerate(lengths):
+    carry, loss = train(
+      carry, read, counts, data, np.int32(number), np.int32(length)
+    )
     losses.append(loss)
   carry, losses = meshes.fetch((carry, losses))
   for place in _firsts(where):
@@ -484,6 +492,14 @@ def _stack(trees: Sequence[Any], where: np.ndarray) -> Any:
   return jax.tree.map(
     lambda *leaves: np.stack([leaves[i] for i in where]), *trees
   )
+
+
+def _lengths(epochs: float, batches: int) -> list[int]:
+  """The number of batches in each epoch; none of them zero."""
+  whole = int(epochs)
+  # A rounding error must not cost a batch: 0.29 of 100 is 28.999...
+  rest = int((epochs - whole) * batches + 1e-9)
+  return [batches] * whole + [rest] * (rest > 0)
 
 
 def blank(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -661,9 +677,9 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
   module, spread = spec.module(_conv(mesh)), _over_data(mesh)
   gradient = _gradient(module, loss, _images(spec, batch, mesh))
 
-  def step(carry, xs):
-    params, held, state, data, key = carry
-    rows, i = xs
+  def step(i, carry):
+    params, held, state, data, key, order, total = carry
+    rows = jax.lax.dynamic_index_in_dim(order, i, keepdims=False)
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, i))
     rows = spread(rows)
     inputs = augment(augment_key, prepare(data.inputs[rows]))
@@ -672,10 +688,13 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
     )
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
-    return (params, {**held, **changed}, state, data, key), value
+    held = {**held, **changed}
+    return params, held, state, data, key, order, total + value
 
   def one(carry, read, shared):
-    (variables, state), (raw, fresh), (data, number) = carry, read, shared
+    (variables, state), (raw, fresh), (data, number, length) = (
+      *(carry, read, shared),
+    )
     key = jax.random.wrap_key_data(raw, impl=impl)
     key = jax.random.fold_in(key, number)
     params = variables['params']
@@ -687,16 +706,17 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
     order = jax.random.permutation(order_key, data.targets.shape[0])
     rows = order[: steps * batch].reshape((steps, batch))
     held = {c: tree for c, tree in variables.items() if c != 'params'}
-    start = (params, held, state, data, step_key)
-    end, losses = jax.lax.scan(step, start, (rows, jnp.arange(steps)))
-    params, held, state, _, _ = end
-    return ({**held, 'params': params}, state), losses.mean()
+    start = (params, held, state, data, step_key, rows, jnp.zeros(()))
+    # The number of steps is data, so parts of epochs are the same program.
+    end = jax.lax.fori_loop(0, length, step, start)
+    params, held, state, *_, total = end
+    return ({**held, 'params': params}, state), total / length
 
   each = _on_mesh(over(one), mesh)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def epoch(carry, read, counts, data: Data, number):
-    return each(carry, read, counts, (data, number))
+  def epoch(carry, read, counts, data: Data, number, length):
+    return each(carry, read, counts, (data, number, length))
 
   return epoch
 

@@ -18,8 +18,13 @@ import ml_collections
 import pytest
 import rich.console
 
-from configs import growth_cifar10, growth_digits
-from jaxnas import jobs, tasks, training, workdir
+from configs import (
+  ectonas_cifar10,
+  ectonas_digits,
+  growth_cifar10,
+  growth_digits,
+)
+from jaxnas import jobs, network, tasks, training, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A job of seconds, which grows inside its buckets. The baselines end with less
@@ -495,10 +500,9 @@ def test_a_config_is_plain_values_that_a_job_accepts(config_module, quick):
   settings = jobs.resolve(config)
   assert settings['quick'] is quick
   assert settings['job'] in jobs.JOBS
+  jobs.CHECKS[settings['job']](settings)
   if settings['job'] == 'evolution':
-    return jobs._check_evolution(settings)
-  jobs.check(settings, jobs._GROWTH_RULES)
-  jobs.make_optimizer(settings, 10)
+    return
   jobs.make_seed(settings, tasks.digits()._replace(shape=(32, 32, 3)))
 
 
@@ -594,3 +598,93 @@ def test_unknown_judges_rules_and_moves_are_refused(
 ):
   with pytest.raises(ValueError, match=says):
     run(tiny(**{f'growth__{name}': value}), tmp_path / 'run')
+
+
+ECTONAS = {
+  'quick': True,
+  'net.name': 'mlp',
+  'net.widths': '4',
+  'ectonas.warmup': 1,
+}
+
+
+def ectonas(module=ectonas_digits, **changes) -> ml_collections.ConfigDict:
+  """The quick form of a config, from a small dense network."""
+  config = module.get_config()
+  changes = {name.replace('__', '.'): v for name, v in changes.items()}
+  config.update_from_flattened_dict({**ECTONAS, **changes})
+  return config
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'says'),
+  [
+    ('net__name', 'resnet', 'net.name must be chain, cells or mlp'),
+    ('net__widths', '3-x', 'net.widths must be whole numbers'),
+    ('optimizer__name', 'adamw', 'optimizer.name must be one of adam, sgd'),
+    ('ectonas__pool', 'sum', 'ectonas.pool must be one of none, max, mean'),
+    ('ectonas__compat', 'old', 'ectonas.compat must be one of fixed, offic'),
+    ('ectonas__alpha', -1.0, 'ectonas.alpha must be at least 0'),
+    ('ectonas__rounds', 0, 'ectonas.rounds must be at least 1'),
+    ('ectonas__budget', 1.5, 'ectonas.budget must be at least ectonas.warmup'),
+    ('epochs', 0, 'config.epochs must be at least 1'),
+  ],
+)
+def test_bad_settings_of_ectonas_are_refused(
+  tmp_path, no_training, name, value, says
+):
+  with pytest.raises(ValueError, match=says):
+    run(ectonas(**{name: value}), tmp_path / 'run')
+
+
+def test_cells_are_written_as_channels_and_units():
+  task = tasks.digits()
+  for widths, params in (('3-6:10-10', 686), ('3-6', 466), ('3-6:', 466)):
+    net = {'name': 'cells', 'widths': widths, 'width': 1, 'blocks': 1}
+    assert network.param_count(jobs.make_seed({'net': net}, task)) == params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('compat', ['fixed', 'official'])
+def test_an_ectonas_job_resumes_and_compares_at_equal_epochs(tmp_path, compat):
+  config = ectonas(ectonas__compat=compat)
+  config.when_quick.ectonas.budget = 12.0
+  config.when_quick.generations = 2
+  summary, text = run(config, tmp_path / 'run')
+  assert (summary['epochs'] <= 12) == (compat == 'fixed')
+  assert summary['edits'] and summary['start_params'] == 310
+  found = workdir.load_network(tmp_path / 'run' / 'best')
+  assert network.param_count(found) == summary['params']
+  epoch = 1168
+  for name, row in summary['baselines'].items():
+    assert abs(row['examples'] - summary['examples']) <= epoch
+    assert name.replace('_', ' ') in text
+  # Killed after the first generation of the search.
+  again = tmp_path / 'again'
+  shutil.copytree(tmp_path / 'run', again)
+  for step in (again / 'checkpoints' / 'ectonas').iterdir():
+    if step.name != '1':
+      shutil.rmtree(step)
+  assert timeless(run(config, again)[0]) == timeless(summary)
+
+
+@pytest.mark.slow
+def test_the_quick_ectonas_config_keeps_its_promise(tmp_path):
+  config = ectonas_digits.get_config()
+  config.quick = True
+  summary, _ = run(config, tmp_path / 'run')
+  assert summary['epochs'] <= 69.45 and summary['start_params'] == 686
+  assert summary['valid_accuracy'] >= 0.878
+  assert summary['test_accuracy'] >= 0.85
+
+
+@pytest.mark.slow
+def test_ectonas_searches_cifar10(tmp_path, cifar10_folder):
+  config = ectonas_cifar10.get_config()
+  config.quick = True
+  config.data_dir = str(cifar10_folder)
+  config.when_quick.examples.train = 512
+  config.when_quick.examples.test = 128
+  summary, _ = run(config, tmp_path / 'run')
+  assert 0 < summary['epochs'] <= 69.45
+  assert math.isfinite(summary['valid_accuracy'])

@@ -6,6 +6,9 @@ from jaxnas.morphisms.base import compose as compose
 from jaxnas.morphisms.base import identity as identity
 from jaxnas.morphisms.base import morph as morph
 from jaxnas.morphisms.base import respec as respec
+from jaxnas.morphisms.blocks import add_block as add_block
+from jaxnas.morphisms.blocks import label as label
+from jaxnas.morphisms.blocks import remove_block as remove_block
 from jaxnas.morphisms.depth import insert as insert
 from jaxnas.morphisms.depth import remove as remove
 from jaxnas.morphisms.kernel import grow_kernel as grow_kernel
@@ -15,6 +18,7 @@ from jaxnas.morphisms.outgoing import merge as merge
 from jaxnas.morphisms.pad import crop as crop
 from jaxnas.morphisms.pad import pad as pad
 from jaxnas.morphisms.pad import uncapped as uncapped
+from jaxnas.morphisms.rename import rename as rename
 from jaxnas.morphisms.several import unite as unite
 from jaxnas.morphisms.width import prune as prune
 from jaxnas.morphisms.width import split as split

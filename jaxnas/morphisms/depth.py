@@ -171,7 +171,7 @@ class Insert:
     for part, matrix in (('', first), ('_out', last)):
       name = names[part]
       if name in params:
-        kernel = _centred(matrix, params[name]['kernel'].shape).astype(dtype)
+        kernel = centred(matrix, params[name]['kernel'].shape).astype(dtype)
         noise = theta[name] if name in theta else np.zeros((), dtype)
         params[name] = {**params[name], 'kernel': kernel + noise}
     if names['_gate'] in theta:
@@ -191,7 +191,7 @@ def _dtype(net: network.Network):
   return jnp.result_type(*jax.tree.leaves(net.variables['params']))
 
 
-def _centred(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def centred(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   """A kernel that applies `matrix` at the centre of its window."""
   if len(shape) == 2:
     return matrix

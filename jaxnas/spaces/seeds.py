@@ -116,6 +116,43 @@ def chain(
   return sequential(shape, layers + head)
 
 
+def cells(
+  shape: Shape,
+  channels: Sequence[int],
+  units: Sequence[int],
+  classes: int,
+  *,
+  pool: str = 'max',
+) -> Spec:
+  """Cells of a convolution and a 2 x 2 pooling, then hidden dense layers.
+
+  The start networks of ECToNAS (arXiv 2403.05123), up to the order within a
+  cell: there convolution, pooling, ReLU, batch norm; here the batch norm comes
+  before the ReLU, so that layers read what is never negative, behind which a
+  new layer can be an identity.
+
+  Args:
+    shape: (height, width, channels).
+    channels: of each cell's convolution.
+    units: of each hidden dense layer.
+    classes: width of the output.
+    pool: `'max'` or `'mean'`.
+
+  Example:
+    >>> from jaxnas import network
+    >>> network.param_count(cells((8, 8, 1), (3, 6), (10, 10), 10))
+    686
+  """
+  layers: list[tuple[str, Op]] = []
+  for i, width in enumerate(channels, 1):
+    layers += _unit(f'conv{i}', Conv(width), 'relu')
+    layers.append((f'pool{i}', Pool(pool)))
+  layers.append(('flat', Flatten()))
+  for i, width in enumerate(units, 1):
+    layers += [(f'dense{i}', Dense(width)), (f'act{i}', Activation('relu'))]
+  return sequential(shape, [*layers, ('logits', Dense(classes))])
+
+
 _VGG19 = ((64,) * 2 + ('M',) + (128,) * 2 + ('M',) + (256,) * 4 + ('M',)) + (
   (512,) * 4 + ('M',) + (512,) * 4
 )

@@ -1,5 +1,13 @@
 """Stages: the steps that searches are chains of."""
 
+from jaxnas.stages.bracket import Fitness as Fitness
+from jaxnas.stages.bracket import Match as Match
+from jaxnas.stages.bracket import anyone as anyone
+from jaxnas.stages.bracket import bracket as bracket
+from jaxnas.stages.bracket import fittest as fittest
+from jaxnas.stages.bracket import relative as relative
+from jaxnas.stages.bracket import rolling as rolling
+from jaxnas.stages.bracket import strongest as strongest
 from jaxnas.stages.choose import Choice as Choice
 from jaxnas.stages.choose import Rule as Rule
 from jaxnas.stages.choose import choose as choose
@@ -8,6 +16,9 @@ from jaxnas.stages.choose import independently as independently
 from jaxnas.stages.choose import jointly as jointly
 from jaxnas.stages.choose import operations as operations
 from jaxnas.stages.choose import parameters as parameters
+from jaxnas.stages.edits import KINDS as KINDS
+from jaxnas.stages.edits import edits as edits
+from jaxnas.stages.edits import kind as kind
 from jaxnas.stages.evolve import Objective as Objective
 from jaxnas.stages.evolve import diverged as diverged
 from jaxnas.stages.evolve import faster as faster
@@ -29,8 +40,22 @@ from jaxnas.stages.fit import train as train
 from jaxnas.stages.judge import judge as judge
 from jaxnas.stages.judge import learn as learn
 from jaxnas.stages.judge import measure as measure
+from jaxnas.stages.lessons import Lessons as Lessons
+from jaxnas.stages.lessons import calibrate as calibrate
+from jaxnas.stages.lessons import finish as finish
+from jaxnas.stages.lessons import keep as keep
+from jaxnas.stages.lessons import lessons as lessons
+from jaxnas.stages.lessons import note_parents as note_parents
+from jaxnas.stages.lessons import per_epoch as per_epoch
+from jaxnas.stages.lessons import record as record
+from jaxnas.stages.lessons import rehearsals as rehearsals
+from jaxnas.stages.lessons import retrained as retrained
+from jaxnas.stages.lessons import sound as sound
+from jaxnas.stages.lessons import top as top
+from jaxnas.stages.lessons import unspent as unspent
 from jaxnas.stages.propose import Moves as Moves
 from jaxnas.stages.propose import expand as expand
 from jaxnas.stages.propose import inserts as inserts
 from jaxnas.stages.propose import prunes as prunes
 from jaxnas.stages.propose import splits as splits
+from jaxnas.stages.ranked import ranked as ranked

@@ -18,22 +18,22 @@ def train(
   task: Task,
   tx: optax.GradientTransformation,
   *,
-  epochs: int,
+  epochs: float,
   batch: int,
   plan: training.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Stage:
-  """Trains every member for whole epochs, all of them on all devices.
+  """Trains every member for epochs, all of them on all devices.
 
   A member whose loss or weights stop being finite goes back to the weights and
   the optimizer state it had; that is recorded in its lineage as `'diverged'`,
   and what it used is spent all the same. Sets the metric `train_loss`, the
-  mean over the last epoch.
+  mean over the last epoch; NaN for a member that diverged.
 
   Args:
     task: gives data, loss and augmentation.
     tx: the optimizer; its state moves with each candidate.
-    epochs: passes over the training split.
+    epochs: passes over the training split, the last perhaps in part.
     batch: examples in a step.
     plan: which members are trained together, see `training.strategy`.
     mesh: the devices, see `jaxnas.mesh`; None for all there are.
@@ -48,7 +48,7 @@ def train(
     if fitted.losses and not _finite(fitted):
       event = Event(generation, 'diverged')
       return member._replace(
-        metrics=metrics,
+        metrics={**metrics, 'train_loss': math.nan},
         lineage=(*member.lineage, event),
       )
     return member._replace(
