@@ -8,8 +8,8 @@
 
 With `--config.quick=true`: 2,500 training images, one generation of one epoch
 a round, 69.45 epochs in all. Hardware: 2 cores of a CPU. Time: perhaps 10
-minutes; it has not been run, and no accuracy is promised (2026-11-27). The full
-form is meant for one GPU.
+minutes; it has not been run, and no accuracy is promised (2026-11-27). The
+full form is meant for one GPU.
 """
 
 import ml_collections
