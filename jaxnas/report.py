@@ -129,7 +129,7 @@ def describe(event: Event) -> str:
       (event.predicted, 'predicted'),
       (event.measured, 'measured'),
     )
-    if change is not None
+    if None not in (change, event.measured)
   ]
   return f'{text} (loss {", ".join(changes)})' if changes else text
 

@@ -30,13 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
   """Keeps compiled programs between runs, under `.pytest_cache`.
 
   `pytest --cache-clear` drops them. The environment variable hands the cache
-  to the processes that tests start; one that is set already wins.
+  to the processes that tests start; one that is set already wins. Workers have
+  one each: a program that one of them is still writing can end another.
   """
   cache = getattr(config, 'cache', None)
   if cache is None:  # -p no:cacheprovider
     return
+  worker = os.environ.get('PYTEST_XDIST_WORKER', 'alone')
   os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR', str(cache.mkdir('jax_compilation_cache'))
+    'JAX_COMPILATION_CACHE_DIR',
+    str(cache.mkdir('jax_compilation_cache') / worker),
   )
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
   jax.config.update(

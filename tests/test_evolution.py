@@ -623,17 +623,17 @@ def test_a_job_stopped_again_and_again_ends_as_one_never_stopped(
   whole, tmp_path, monkeypatch
 ):
   """Stopped at every sixth measurement; the last four are of the test split."""
-  real, calls = training.evaluate, iter(range(1, 1000))
+  real, calls = training.evaluate_all, iter(range(1, 1000))
 
   class Stopped(Exception):
     pass
 
-  def evaluate(*arguments, **options):
+  def evaluate_all(*arguments, **options):
     if next(calls) % 6 == 0:
       raise Stopped
     return real(*arguments, **options)
 
-  monkeypatch.setattr(training, 'evaluate', evaluate)
+  monkeypatch.setattr(training, 'evaluate_all', evaluate_all)
   stopped = 0
   for _ in range(10):
     try:

@@ -97,13 +97,13 @@ def test_pools_equal_those_of_flax(
   assert got[0].shape[1:] == op.shape(x.shape[1:])
 
 
-def test_conv_form_is_one_of_two(monkeypatch):
+def test_conv_form_is_one_of_three(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
   assert layers.conv_form() == 'patches'
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert layers.conv_form() == 'native'
   assert layers.conv_form('patches') == 'patches'
-  with pytest.raises(ValueError, match="'auto', 'native' or 'patches', got"):
+  with pytest.raises(ValueError, match="'patches' or 'images', got"):
     layers.conv_form('winograd')
 
 

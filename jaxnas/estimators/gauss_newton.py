@@ -344,7 +344,7 @@ def gauss_newton(
       starting length that is not positive, or moves it cannot score.
 
   Example:
-    >>> from jaxnas import morphisms
+    >>> from jaxnas import Data, morphisms
     >>> from jaxnas.spaces import seeds
     >>> task = tasks.digits()
     >>> net = network.init(
