@@ -35,15 +35,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def conv_form(form: str = 'auto') -> str:
   """The form of convolutions in use: `'native'`, `'patches'` or `'images'`.
 
-  `'auto'` is `'images'` on CPU, where XLA's own convolution is several times
-  slower, and 30 times slower again inside a loop (docs/design.md, section 4),
+  `'auto'` is `'patches'` on CPU, where XLA's own convolution is several times
+  slower, and 30 times slower again inside a loop (docs/design.md, section 5),
   and `'native'` on every other backend.
 
   Raises:
     ValueError: for any other form.
   """
   if form == 'auto':
-    return 'images' if jax.default_backend() == 'cpu' else 'native'
+    return 'patches' if jax.default_backend() == 'cpu' else 'native'
   if form not in ('native', 'patches', 'images'):
     raise ValueError(
       f"conv must be 'auto', 'native', 'patches' or 'images', got {form!r}."

@@ -608,9 +608,9 @@ def _over_data(mesh):
 
 def _conv(mesh) -> str:
   """The form of convolutions in programs on a mesh."""
-  form = layers.conv_form()
-  # A loop over images would undo their spreading over `data`.
-  return 'patches' if form == 'images' and mesh.shape[meshes.DATA] > 1 else form
+  if layers.conv_form() == 'native' or mesh.shape[meshes.DATA] > 1:
+    return 'auto'  # A loop over images would undo their spreading over `data`.
+  return 'images'
 
 
 def _images(spec: Spec, batch: int, mesh) -> int:

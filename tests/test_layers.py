@@ -99,7 +99,7 @@ def test_pools_equal_those_of_flax(
 
 def test_conv_form_is_one_of_three(monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
-  assert layers.conv_form() == 'images'
+  assert layers.conv_form() == 'patches'
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   assert layers.conv_form() == 'native'
   assert layers.conv_form('patches') == 'patches'
