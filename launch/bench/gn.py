@@ -24,7 +24,6 @@ scikit-learn's digits elsewhere. Prints one JSON line last. On two idle cores,
 about eleven minutes for CIFAR-10.
 """
 
-import functools
 import json
 import os
 import statistics
@@ -162,25 +161,20 @@ def seconds(run, repeats: int = 10, warm: int = 2) -> float:
 
 
 def step_seconds(found: Trained) -> float:
-  """Seconds of a training step: train-mode loss, gradient, SGD update."""
-  module = found.net.spec.module()
-  tx = optax.sgd(0.1, momentum=0.9)
-  rows = jax.tree.map(lambda leaf: leaf[:BATCH], found.data)
+  """Seconds of a training step as `training.fit` takes it."""
+  tx, key, batches = optax.sgd(0.1, momentum=0.9), jax.random.key(0), 8
+  rows = jax.tree.map(lambda leaf: leaf[: batches * BATCH], found.task.train)
+  task = found.task._replace(train=rows, augment=tasks.unchanged)
 
-  @jax.jit
-  def step(variables, state):
-    held = {c: t for c, t in variables.items() if c != 'params'}
-    objective = functools.partial(training.objective, module, found.task.loss)
-    (_, changed), grads = jax.value_and_grad(objective, has_aux=True)(
-      variables['params'], held, *rows, jax.random.key(0)
+  def fit(epochs):
+    return seconds(
+      lambda: training.fit(
+        key, found.net, task, tx, epochs=epochs, batch=BATCH
+      ),
+      repeats=3,
     )
-    updates, state = tx.update(grads, state)
-    params = optax.apply_updates(variables['params'], updates)
-    return {**changed, 'params': params}, state
 
-  variables = jax.device_put(found.net.variables)
-  state = tx.init(variables['params'])
-  return seconds(lambda: jax.block_until_ready(step(variables, state)))
+  return (fit(5) - fit(1)) / (4 * batches)
 
 
 def costs(found: Trained, moves, key) -> dict[str, float]:
@@ -194,13 +188,13 @@ def costs(found: Trained, moves, key) -> dict[str, float]:
   thetas = judge.fit(key, net, moves, none, data, ()).thetas
   step = step_seconds(found)
 
-  def scoring(count):
+  def scoring(every):
+    some, own = moves[::every], thetas[::every]
     return seconds(
-      lambda: judge.score(key, net, moves[:count], thetas[:count], many, ()),
-      repeats=5,
+      lambda: judge.score(key, net, some, own, many, ()), repeats=5
     )
 
-  score, few = scoring(len(moves)), scoring(len(moves) // 8)
+  score, few = scoring(1), scoring(8)
 
   def fit(steps):
     learner = estimators.gauss_newton(batch=BATCH, steps=steps)
