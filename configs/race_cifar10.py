@@ -5,8 +5,8 @@
 
 Grows one seed by three judges to the same number of parameters, and trains
 three baselines from scratch for as many examples (`jaxnas.jobs.race`).
-Hardware: 2 cores of a CPU; half an hour, each arm some five minutes, when other
-work shares them. Expected: a test accuracy of about 0.62 for the grown networks
+Hardware: 2 cores of a CPU; about 5 minutes for each of the six arms, with other
+work beside. Expected: a test accuracy of about 0.62 for the grown networks
 and 0.66 for those trained from scratch, see RESULTS.md (2026-11-27).
 """
 
