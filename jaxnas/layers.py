@@ -36,7 +36,7 @@ def conv_form(form: str = 'auto') -> str:
   """The form of convolutions in use: `'native'`, `'patches'` or `'images'`.
 
   `'auto'` is `'patches'` on CPU, where XLA's own convolution is several times
-  slower, and 30 times slower again inside a loop (docs/design.md, section 5),
+  slower, and 30 times slower again inside a loop (docs/design.md, section 4),
   and `'native'` on every other backend.
 
   Raises:

@@ -54,6 +54,17 @@ def _windowed(move: Any, spec: specs.Spec) -> Any:
   return op
 
 
+def _rewindowed(
+  move: Any, net: network.Network, params: base.Tree
+) -> network.Network:
+  """The network with a move's window and the parameters that go with it."""
+  op = net.spec.by_name[move.node].op
+  changed = {move.node: dataclasses.replace(op, kernel=move.kernel)}
+  return network.Network(
+    {**net.variables, 'params': params}, net.spec.update(changed)
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class GrowKernel:
   """A larger window; build it with `grow_kernel`."""
@@ -89,13 +100,7 @@ class GrowKernel:
     del theta
     params = net.variables['params']
     held = self._grown(net.spec, params[self.node], 0.0)
-    op = net.spec.by_name[self.node].op
-    spec = net.spec.update(
-      {self.node: dataclasses.replace(op, kernel=self.kernel)}
-    )
-    return network.Network(
-      {**net.variables, 'params': {**params, self.node: held}}, spec
-    )
+    return _rewindowed(self, net, {**params, self.node: held})
 
   def _grown(self, spec: specs.Spec, held, fill):
     rows, columns = self._offsets(spec)
@@ -173,11 +178,7 @@ class ShrinkKernel:
   ) -> network.Network:
     del theta
     params = self.moments(net.spec, net.variables['params'], 1)
-    op = net.spec.by_name[self.node].op
-    spec = net.spec.update(
-      {self.node: dataclasses.replace(op, kernel=self.kernel)}
-    )
-    return network.Network({**net.variables, 'params': params}, spec)
+    return _rewindowed(self, net, params)
 
   def moments(self, spec: specs.Spec, tree: base.Tree, power: int):
     del power
