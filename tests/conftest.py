@@ -31,12 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
   `pytest --cache-clear` drops them. The environment variable hands the cache
   to the processes that tests start; one that is set already wins. Workers have
-  one each: a program that one of them is still writing can end another.
+  one each: a program that one of them is still writing can end another. So the
+  process that starts the workers, which would hand them its own, sets none.
   """
   cache = getattr(config, 'cache', None)
   if cache is None:  # -p no:cacheprovider
     return
-  worker = os.environ.get('PYTEST_XDIST_WORKER', 'alone')
+  worker = os.environ.get('PYTEST_XDIST_WORKER')
+  if worker is None and config.getoption('numprocesses', None):
+    return
+  worker = worker or 'alone'
   os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR',
     str(cache.mkdir('jax_compilation_cache') / worker),

@@ -1,6 +1,8 @@
 """Training in buckets: the same arithmetic, every example, few programs."""
 
 import functools
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -445,3 +447,14 @@ def test_draw_is_a_function_of_its_key():
   _assert_equal(training.draw(KEY, task, 5), training.draw(KEY, task, 5))
   other = training.draw(jax.random.key(1), task, 5)
   assert (other.inputs != training.draw(KEY, task, 5).inputs).any()
+
+
+@pytest.mark.skipif(
+  'PYTEST_XDIST_WORKER' not in os.environ, reason='Tests run in one process.'
+)
+def test_no_two_workers_share_their_compiled_programs():
+  # One that reads a program which another is writing dies.
+  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  if '.pytest_cache' not in folder.parts:
+    pytest.skip('JAX_COMPILATION_CACHE_DIR was set before.')
+  assert folder.name == os.environ['PYTEST_XDIST_WORKER']
