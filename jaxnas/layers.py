@@ -51,6 +51,41 @@ def conv_form(form: str = 'auto') -> str:
   return form
 
 
+# Numbers in the patches that fit into a core's own cache: 1 MiB of float32.
+CACHED = 1 << 18
+
+
+def divisor(number: int, most: int) -> int:
+  """The largest divisor of a number that is at most so much, or 1.
+
+  Example:
+    >>> divisor(128, 30), divisor(7, 4)
+    (16, 1)
+  """
+  most = min(number, most)
+  return max((n for n in range(1, most + 1) if number % n == 0), default=1)
+
+
+def patches(spec: specs.Spec) -> int:
+  """How many numbers the patches of one image hold, in the layer with most.
+
+  Example:
+    >>> from jaxnas.spaces import seeds
+    >>> patches(seeds.chain((8, 8, 1), (4, 6), 10)) == 8 * 8 * 9 * 4
+    True
+  """
+  return max(
+    (
+      math.prod(spec.shapes[node.name][:-1])
+      * math.prod(node.op.kernel)
+      * spec.shapes[node.inputs[0]][-1]
+      for node in spec.nodes
+      if isinstance(node.op, specs.Conv)
+    ),
+    default=0,
+  )
+
+
 def cached(batch: int, patches: int) -> int:
   """How many images to take at a time so that their patches stay in cache.
 
@@ -72,10 +107,9 @@ def cached(batch: int, patches: int) -> int:
     >>> cached(64, 32 * 32 * 9 * 32), cached(64, 8 * 8 * 9 * 32)
     (1, 64)
   """
-  if batch * patches <= 1 << 22:
+  if batch * patches <= 16 * CACHED:
     return batch
-  most = min(batch, (1 << 18) // patches)
-  return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
+  return divisor(batch, CACHED // patches)
 
 
 def _shifts(x, window, strides, padding, fill=0.0):

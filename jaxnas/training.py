@@ -21,7 +21,7 @@ from jaxnas import groups, layers, morphisms, network
 from jaxnas import mesh as meshes
 from jaxnas.base import Data, Key, Task
 from jaxnas.morphisms import Morphism
-from jaxnas.spec import Conv, Dropout, Spec
+from jaxnas.spec import Dropout, Spec
 
 
 def bucket(width: int) -> int:
@@ -622,14 +622,7 @@ def _images(spec: Spec, batch: int, mesh) -> int:
   """
   if _conv(mesh) != 'images' or 'batch_stats' in network.shapes(spec).variables:
     return batch
-  patches = [
-    math.prod(spec.shapes[node.name][:-1])
-    * math.prod(node.op.kernel)
-    * spec.shapes[node.inputs[0]][-1]
-    for node in spec.nodes
-    if isinstance(node.op, Conv)
-  ]
-  return layers.cached(batch, max(patches)) if patches else batch
+  return layers.cached(batch, layers.patches(spec))
 
 
 def _gradient(module, loss, few: int):

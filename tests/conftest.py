@@ -26,6 +26,22 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('jaxnas')
 
 
+class _ForgetsPrograms:
+  """Drops compiled programs before a process has more than it can map.
+
+  Each takes several memory maps, of which Linux grants a process 65,530; XLA
+  dies of a segmentation fault at the limit.
+  """
+
+  maps = pathlib.Path('/proc/self/maps')
+
+  @pytest.hookimpl(trylast=True)
+  def pytest_runtest_teardown(self, item, nextitem):
+    del item, nextitem
+    if self.maps.exists() and self.maps.read_bytes().count(b'\n') > 30_000:
+      jax.clear_caches()
+
+
 def pytest_configure(config: pytest.Config) -> None:
   """Keeps compiled programs between runs, under `.pytest_cache`.
 
@@ -34,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
   one each: a program that one of them is still writing can end another. So the
   process that starts the workers, which would hand them its own, sets none.
   """
+  config.pluginmanager.register(_ForgetsPrograms())
   cache = getattr(config, 'cache', None)
   if cache is None:  # -p no:cacheprovider
     return

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from typing import Any, NamedTuple
 
 import flax
@@ -708,6 +709,9 @@ def test_no_threads_are_left_behind(tmp_path):
   for step in range(3):
     checkpoint.save(tmp_path, step, a_population(), keep=1)
     checkpoint.restore(tmp_path)
+  deadline = time.monotonic() + 20  # Orbax's threads take a while to end.
+  while threading.active_count() > before and time.monotonic() < deadline:
+    time.sleep(0.05)
   assert threading.active_count() <= before
 
 

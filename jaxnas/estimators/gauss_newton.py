@@ -40,6 +40,7 @@ from jaxnas.estimators.injection import (
 )
 from jaxnas.estimators.layout import (
   Capacity,
+  at_a_time,
   at_capacity,
   batches,
   check_directions,
@@ -52,7 +53,7 @@ from jaxnas.spec import Spec
 
 
 class Statistics(NamedTuple):
-  """What a batch says of the unchanged network and the directions.
+  """What examples say of the unchanged network and the directions.
 
   Attributes:
     centres: `{source: (channels,)}` mean activations.
@@ -67,29 +68,72 @@ class Statistics(NamedTuple):
   lengths: Any
 
 
-def _statistics(spec, values, laid: Laid, changes) -> Statistics:
-  def spatial(x):
-    return tuple(range(x.ndim - 1))
+class _Moments(NamedTuple):
+  """Means over images and positions, which add up over parts of a batch.
 
-  centres, covariances = {}, {}
-  for source in sites(spec).sources:
-    value = values[source]
-    centres[source] = value.mean(axis=spatial(value))
-    axis, offset = groups.table(spec).axes[source], 0
-    rows = value.reshape((-1, sum(axis.sizes)))
-    rows = rows - rows.mean(axis=0, keepdims=True)
-    for name, size in zip(axis.groups, axis.sizes):
-      if name in laid.shares:
-        row = rows[:, offset : offset + size]
-        own = row.T @ row / len(row)
-        covariances[name] = covariances.get(name, 0) + own
-      offset += size
-  lengths = {
-    name: change.std(axis=spatial(change))
-    / (values[name].std(axis=spatial(change)) + 1e-12)
-    for name, change in changes.items()
+  Attributes:
+    centres: of activations, `{source: (channels,)}`.
+    products: of products of activations, `{source: {group: (C, C)}}`.
+    changes: of changes of pre-activations and their squares.
+    values: of pre-activations and their squares.
+  """
+
+  centres: Any
+  products: Any
+  changes: Any
+  values: Any
+
+
+def _moments(spec, values, laid: Laid, changes) -> _Moments:
+  def flat(value):
+    return value.reshape((-1, value.shape[-1]))
+
+  def two(value):
+    return flat(value).mean(axis=0), jnp.square(flat(value)).mean(axis=0)
+
+  products = {
+    source: {
+      name: row.T @ row / len(row)
+      for name, row in _by_group(spec, source, values[source])
+      if name in laid.shares
+    }
+    for source in sites(spec).sources
   }
-  return Statistics(centres, covariances, lengths)
+  return _Moments(
+    {s: flat(values[s]).mean(axis=0) for s in sites(spec).sources},
+    products,
+    {name: two(change) for name, change in changes.items()},
+    {name: two(values[name]) for name in changes},
+  )
+
+
+def _by_group(spec, source, value):
+  """(rows, channels) of every group that a source's channels belong to."""
+  axis, offset = groups.table(spec).axes[source], 0
+  rows = value.reshape((-1, sum(axis.sizes)))
+  for name, size in zip(axis.groups, axis.sizes):
+    yield name, rows[:, offset : offset + size]
+    offset += size
+
+
+def _statistics(spec, found: _Moments) -> Statistics:
+  covariances: dict[str, Any] = {}
+  for source, products in found.products.items():
+    for name, row in _by_group(spec, source, found.centres[source]):
+      if name in products:
+        mean = row.mean(axis=0)
+        own = products[name] - mean[:, None] * mean[None]
+        covariances[name] = covariances.get(name, 0) + own
+
+  def deviation(pair):
+    mean, square = pair
+    return jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0))
+
+  lengths = {
+    name: deviation(change) / (deviation(found.values[name]) + 1e-12)
+    for name, change in found.changes.items()
+  }
+  return Statistics(found.centres, covariances, lengths)
 
 
 _ADAM = optax.scale_by_adam()
@@ -103,35 +147,38 @@ def _program(
   factor: curvature.Factor,
   mass: float,
   radius: float,
+  few: int,
 ):
   """The compiled step of one structure: it scores a batch, and may learn.
 
   One program for both, so that a structure is compiled once. With `rate` zero
-  nothing is learned, there are no statistics, and neither is paid for.
+  nothing is learned, there are no statistics, and neither is paid for. `few`
+  examples at a time pass through all of it, and stay in cache; every example
+  has a key of its own, so how many they are changes rounding alone.
   """
-  from_mask = functools.partial(inject, spec)
+  width = columns(spec, blocks)
 
-  def step(variables, laid, state, free, centres, inputs, targets, key, rate):
+  def pulled(variables, laid, centres, inputs, targets, keys):
+    """Some examples' parts, as a function of what is learned."""
     call = network.caller(spec, variables)
     values = network.walk(spec, call, inputs)
-    shape = jax.ShapeDtypeStruct(
-      (inputs.shape[0], columns(spec, blocks)), inputs.dtype
-    )
+    shape = jax.ShapeDtypeStruct((few, width), inputs.dtype)
 
     def found(laid):
       seen = differences(spec, variables, values, laid, mass, blocks)
-      return seen, functools.partial(from_mask, variables, laid, seen, blocks)
+      return seen, functools.partial(
+        inject, spec, variables, laid, seen, blocks
+      )
 
     like = jax.eval_shape(lambda m: found(laid)[1](m), shape)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
 
     def outputs(injected):
       return forward(spec, call, inputs, injected)[spec.output]
 
-    logits, pull = jax.vjp(outputs, zero)
+    logits, pull = jax.vjp(outputs, _zeros(like))
     slope = jax.grad(lambda out: loss(out, targets).sum())(logits)
-    vectors = jnp.concatenate([slope[None], factor(key, logits)])
-    adjoints = [pull(vector)[0] for vector in vectors]
+    vectors = jax.vmap(factor, out_axes=1)(keys, logits[:, None])[:, :, 0]
+    adjoints = jax.vmap(pull)(jnp.concatenate([slope[None], vectors]))[0]
 
     def parts(held):
       own = laid._replace(**held)
@@ -141,39 +188,79 @@ def _program(
       }
       seen, injecting = found(own._replace(means=means))
       collect = jax.linear_transpose(injecting, shape)
-      collected = jnp.stack([collect(adjoint)[0] for adjoint in adjoints])
+      collected = jax.vmap(collect)(adjoints)[0]
       return (collected[0], collected[1:]), seen.deltas
 
-    held = _held(laid)
+    return parts, values
 
-    def scored():
-      (linear, rho), seen = parts(held)
-      look = functools.partial(_statistics, spec)
-      unseen = jax.eval_shape(look, values, laid, seen)
-      nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), unseen)
-      return held, state, linear, rho, nothing
+  def step(variables, laid, state, free, centres, inputs, targets, key, rate):
+    held, examples = _held(laid), len(inputs)
+    turns = examples // few
+    rows = inputs, targets, jax.random.split(key, examples)
 
-    def learned():
-      (linear, rho), back, seen = jax.vjp(parts, held, has_aux=True)
-      statistics = _statistics(spec, values, laid, seen)
-      ones = jnp.full_like(linear, 1 / linear.shape[0])
-      grads = back((ones, rho / max(rho.shape[0] * rho.shape[1], 1)))[0]
-      moved, after = _updated(
-        spec,
-        variables,
-        held,
-        _only(spec, free, grads),
-        state,
-        statistics.lengths,
-        rate,
-        radius,
+    def turn(i):
+      own = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * few, few), rows
       )
-      return moved, after, linear, rho, statistics
+      return pulled(variables, laid, centres, *own)
 
-    held, after, linear, rho, seen = jax.lax.cond(rate > 0, learned, scored)
-    return laid._replace(**held), after, linear, rho, seen
+    def filled(scores, i, parts):
+      linear, rho = (
+        jax.lax.dynamic_update_slice_in_dim(whole, part, i * few, axis)
+        for whole, part, axis in zip(scores, parts, (0, 1))
+      )
+      return linear, rho
+
+    def score(i, scores):
+      parts, _ = turn(i)
+      return filled(scores, i, parts(held)[0])
+
+    def learn(i, found):
+      scores, grads, moments = found
+      parts, values = turn(i)
+      (linear, rho), back, seen = jax.vjp(parts, held, has_aux=True)
+      ones = jnp.full_like(linear, 1 / examples)
+      own = back((ones, rho / max(len(rho) * examples, 1)))[0]
+      more = _moments(spec, values, laid, seen)
+      return (
+        filled(scores, i, (linear, rho)),
+        jax.tree.map(jnp.add, grads, own),
+        jax.tree.map(lambda a, b: a + b / turns, moments, more),
+      )
+
+    def first():
+      parts, values = turn(0)
+      (linear, rho), seen = parts(held)
+      whole = jnp.zeros((examples, width), linear.dtype)
+      scores = whole, jnp.zeros((len(rho), *whole.shape), rho.dtype)
+      return scores, held, _moments(spec, values, laid, seen)
+
+    scores, grads, moments = _zeros(jax.eval_shape(first))
+    learning = jnp.where(rate > 0, turns, 0)
+    # Loops without turns, and not branches: XLA on CPU spreads what is in a
+    # loop over cores, and runs what is in a branch on one.
+    scores = jax.lax.fori_loop(0, turns - learning, score, scores)
+    scores, grads, moments = jax.lax.fori_loop(
+      0, learning, learn, (scores, grads, moments)
+    )
+    statistics = _statistics(spec, moments)
+    moved, after = _updated(
+      spec,
+      variables,
+      held,
+      _only(spec, free, grads),
+      state,
+      statistics.lengths,
+      rate,
+      radius,
+    )
+    return laid._replace(**moved), after, *scores, statistics
 
   return jax.jit(step)
+
+
+def _zeros(shapes: Any) -> Any:
+  return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _held(laid: Laid) -> dict[str, Any]:
@@ -367,9 +454,10 @@ def gauss_newton(
       f'relative={relative}, radius={radius}.'
     )
 
-  def program(capacity, layout):
+  def program(capacity, layout, examples):
     spec = capacity.net.spec
-    return _program(spec, layout.blocks, loss, factor, layout.mass, radius)
+    few = at_a_time(spec, min(batch, examples))
+    return _program(spec, layout.blocks, loss, factor, layout.mass, radius, few)
 
   def score(key, net, moves, thetas, data, state):
     del state
@@ -377,7 +465,7 @@ def gauss_newton(
     check_directions(moves, thetas)
     capacity = at_capacity(net, layout.blocks)
     found = _scored(
-      program(capacity, layout),
+      program(capacity, layout, len(data.targets)),
       capacity,
       capacity.up(layout.laid),
       _no_centres(capacity.net),
@@ -393,7 +481,7 @@ def gauss_newton(
     thetas = _with_blocks(key, net, moves, thetas)
     layout = lay_out(net, moves, thetas)
     capacity = at_capacity(net, layout.blocks)
-    run = program(capacity, layout)
+    run = program(capacity, layout, len(data.targets))
     laid = capacity.up(_started(key, net, layout.laid))
     nothing = _no_centres(capacity.net)
     looked = _scored(run, capacity, laid, nothing, data, key, batch, 1.0)

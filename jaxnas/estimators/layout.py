@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnas import groups, network, training
+from jaxnas import groups, layers, network, training
 from jaxnas.base import Data
 from jaxnas.estimators.injection import Block, Laid, sites
 from jaxnas.morphisms import Morphism, base, depth, outgoing, several, width
+from jaxnas.spec import Spec
 
 
 class Layout(NamedTuple):
@@ -244,6 +245,24 @@ def at_capacity(
 def take(data: Data, rows: jax.Array) -> Data:
   """The given rows of inputs and targets."""
   return jax.tree.map(lambda leaf: leaf[rows], data)
+
+
+def at_a_time(spec: Spec, batch: int) -> int:
+  """How many examples of a batch to take through the estimates at a time.
+
+  Where convolutions are matrix products of patches, few enough that the
+  patches of one layer stay in cache, yet four images where there are so many,
+  as single ones spread badly over cores. Scoring 448 moves of six convolutions
+  on 128 images of 32 x 32 took 0.113 s with 1 image at a time on two cores,
+  0.077 with 4, 0.089 with 16, 0.110 with 32 and 0.45 with all of them.
+
+  Returns:
+    A divisor of `batch`.
+  """
+  patches = layers.patches(spec)
+  if layers.conv_form() == 'native' or not patches:
+    return batch
+  return layers.divisor(batch, max(4, layers.CACHED // patches))
 
 
 def batches(data: Data, batch: int) -> Iterator[Data]:

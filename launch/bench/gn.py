@@ -24,6 +24,7 @@ scikit-learn's digits elsewhere. Prints one JSON line last. On two idle cores,
 about eleven minutes for CIFAR-10.
 """
 
+import functools
 import json
 import os
 import statistics
@@ -148,74 +149,70 @@ def as_is(inputs):
   return inputs
 
 
-def seconds(run, repeats: int = 10, warm: int = 2) -> float:
-  """Median seconds of a call, after some that compile and warm up."""
-  for _ in range(warm):
-    run()
-  times = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    run()
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+def once(run) -> float:
+  """Seconds of one call."""
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start
 
 
-def step_seconds(found: Trained) -> float:
-  """Seconds of a training step as `training.fit` takes it."""
-  tx, key, batches = optax.sgd(0.1, momentum=0.9), jax.random.key(0), 8
-  rows = jax.tree.map(lambda leaf: leaf[: batches * BATCH], found.task.train)
-  task = found.task._replace(train=rows, augment=tasks.unchanged)
+def costs(found: Trained, moves, key, rounds: int = 7) -> dict[str, float]:
+  """Scoring, learning and brute force, in times.
 
-  def fit(epochs):
-    return seconds(
-      lambda: training.fit(
-        key, found.net, task, tx, epochs=epochs, batch=BATCH
-      ),
-      repeats=3,
-    )
-
-  return (fit(5) - fit(1)) / (4 * batches)
-
-
-def costs(found: Trained, moves, key) -> dict[str, float]:
-  """Scoring, learning and brute force, in times."""
+  Every round times all of them one after another, and a ratio is the median of
+  the rounds': a machine that slows down for a while slows all of a round.
+  """
   data = jax.tree.map(lambda leaf: leaf[: 2 * BATCH], found.data)
   # As many examples as one would score on, so that the host's part is as there.
   many = jax.tree.map(lambda leaf: jax.numpy.concatenate([leaf] * 8), data)
-  net = found.net
+  net, batches = found.net, len(many.targets) // BATCH
+  rows = jax.tree.map(lambda leaf: leaf[: 8 * BATCH], found.task.train)
+  task = found.task._replace(train=rows, augment=tasks.unchanged)
+  tx = optax.sgd(0.1, momentum=0.9)
   judge = estimators.gauss_newton(batch=BATCH)
   none = [None] * len(moves)
   thetas = judge.fit(key, net, moves, none, data, ()).thetas
-  step = step_seconds(found)
 
-  def scoring(every):
-    some, own = moves[::every], thetas[::every]
-    return seconds(
-      lambda: judge.score(key, net, some, own, many, ()), repeats=5
-    )
+  def train(epochs):
+    training.fit(key, net, task, tx, epochs=epochs, batch=BATCH)
 
-  score, few = scoring(1), scoring(8)
+  def score(every):
+    judge.score(key, net, moves[::every], thetas[::every], many, ())
 
-  def fit(steps):
+  def learn(steps):
     learner = estimators.gauss_newton(batch=BATCH, steps=steps)
-    return seconds(
-      lambda: learner.fit(key, net, moves, none, data, ()), repeats=3
-    )
+    learner.fit(key, net, moves, none, data, ())
 
-  learn = (fit(24) - fit(4)) / 20
+  timed = {
+    **{('train', n): functools.partial(train, n) for n in (1, 4)},
+    **{('score', n): functools.partial(score, n) for n in (1, 8)},
+    **{('learn', n): functools.partial(learn, n) for n in (4, 24)},
+  }
+  for run in timed.values():  # Compiles.
+    run()
+  steps, scores, few, learns = [], [], [], []
+  for _ in range(rounds):
+    took = {name: once(run) for name, run in timed.items()}
+    steps.append((took['train', 4] - took['train', 1]) / 24)
+    scores.append(took['score', 1] / batches)
+    few.append(took['score', 8] / batches)
+    learns.append((took['learn', 24] - took['learn', 4]) / 20)
   brute = estimators.brute_force(batch=BATCH)
-  forced = seconds(  # Compiled already, for the truth.
-    lambda: brute.score(key, net, moves, thetas, data, ()), repeats=1, warm=0
+  forced = once(  # Compiled already, for the truth.
+    lambda: brute.score(key, net, moves, thetas, data, ())
   )
-  batches, every = len(many.targets) // BATCH, len(data.targets)
+
+  def ratio(above, below):
+    return round(float(np.median(np.divide(above, below))), 3)
+
   return {
-    'score_over_step': round(score / batches / step, 3),
-    'score_all_over_eighth': round(score / few, 3),
-    'learn_over_step': round(learn / step, 3),
+    'score_over_step': ratio(scores, steps),
+    'score_all_over_eighth': ratio(scores, few),
+    'learn_over_step': ratio(learns, steps),
     'brute_force_over_score': round(
-      forced / every / (score / len(many.targets)), 2
+      forced / len(data.targets) * BATCH / statistics.median(scores), 2
     ),
-    'step_seconds': round(step, 5),
+    'step_seconds': round(statistics.median(steps), 5),
   }
 
 
