@@ -204,6 +204,9 @@ def _compiled_in_growth(widths, events):
       optimizer's state grows with the network.
   """
   tx, task = optax.adam(1e-2), _own_task()
+  # What any training needs may have been compiled by earlier tests, or not.
+  fitted = training.fit(KEY, _net(_chain(1)), task, tx, epochs=1, batch=8)
+  training.evaluate(fitted.net, task, task.valid)
   net, state, counts = _net(_chain(*widths)), None, []
   for names in ((), *events):
     move = morphisms.split({name: [0] for name in names})
