@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxnas import groups, layers, morphisms, network
+from jaxnas import groups, layers, morphisms, network, programs
 from jaxnas import mesh as meshes
 from jaxnas.base import Data, Key, Task
 from jaxnas.morphisms import Morphism
@@ -659,7 +659,7 @@ def _gradient(module, loss, few: int):
   return summed
 
 
-@functools.lru_cache(maxsize=256)
+@programs.kept
 def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
   """The compiled epoch of all members of one structure, optimizer and task."""
   # With XLA's own options. Six convolutions with batch norm on digits compile
@@ -826,7 +826,7 @@ def _parts(data: Data, room: int):
 _BATCHES = 16
 
 
-@functools.lru_cache(maxsize=256)
+@programs.kept
 def _measure(spec, loss, metric, prepare, batch, over, mesh):
   """The compiled sums of loss and metric over the first `count` examples."""
   module, spread = spec.module(_conv(mesh)), _over_data(mesh)

@@ -7,6 +7,8 @@ import hypothesis
 import jax
 import pytest
 
+from jaxnas import programs
+
 # A silent broadcast is how weight surgery goes wrong unseen.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # `jax_numpy_dtype_promotion='strict'` is off: optax's schedules and its Adam
@@ -29,18 +31,15 @@ hypothesis.settings.load_profile('jaxnas')
 class _ForgetsPrograms:
   """Drops compiled programs before a process has more than it can map.
 
-  Each takes several memory maps, of which Linux grants a process 65,530; XLA
-  dies of a segmentation fault at the limit. Not within a file, whose tests may
+  As `jaxnas.programs.kept` does for its own. Not within a file, whose tests may
   count what they compile.
   """
-
-  maps = pathlib.Path('/proc/self/maps')
 
   @pytest.hookimpl(trylast=True)
   def pytest_runtest_teardown(self, item, nextitem):
     if nextitem is not None and nextitem.path == item.path:
       return
-    if self.maps.exists() and self.maps.read_bytes().count(b'\n') > 20_000:
+    if programs.crowded(0.3):
       jax.clear_caches()
 
 

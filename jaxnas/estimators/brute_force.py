@@ -1,12 +1,11 @@
 """Building every move and measuring it: what estimates are estimates of."""
 
-import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from jaxnas import groups, morphisms, network, tasks
+from jaxnas import groups, morphisms, network, programs, tasks
 from jaxnas.base import Estimator
 from jaxnas.estimators import heuristics
 from jaxnas.morphisms import base
@@ -126,7 +125,7 @@ def _stored(built: network.Network, room: dict[str, int]) -> network.Network:
   return morphisms.pad(buckets)(built, ()) if buckets else built
 
 
-@functools.lru_cache(maxsize=256)
+@programs.kept
 def _losses(spec, loss, batch):
   """The compiled losses (examples,) of one structure."""
   module = spec.module()

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import groups, network, tasks, training
+from jaxnas import groups, network, programs, tasks, training
 from jaxnas.base import Estimator, Key, Learned, Scores, rng
 from jaxnas.estimators import curvature
 from jaxnas.estimators.injection import (
@@ -139,7 +139,7 @@ def _statistics(spec, found: _Moments) -> Statistics:
 _ADAM = optax.scale_by_adam()
 
 
-@functools.lru_cache(maxsize=256)
+@programs.kept
 def _program(
   spec: Spec,
   blocks: tuple[Block, ...],

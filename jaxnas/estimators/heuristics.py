@@ -16,7 +16,6 @@ of prunes are not read. There is no curvature, so sets of moves count as the
 sum of theirs.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import groups, network, training
+from jaxnas import groups, network, programs, training
 from jaxnas import spec as specs
 from jaxnas.base import Data, Estimator, Key, Learned, Scores, rng
 from jaxnas.morphisms import Morphism, base, width
@@ -316,7 +315,7 @@ def mean_activation(
   return _judge(importance, 'is read by no layer')
 
 
-@functools.lru_cache(maxsize=256)
+@programs.kept
 def _reader(spec, of, batch):
   """The compiled (examples, axis) means of what mixing layers read."""
   sources = dict.fromkeys(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import network, tasks
+from jaxnas import network, programs, tasks
 from jaxnas.base import Data, Estimator, Key
 from jaxnas.estimators import curvature
 from jaxnas.estimators.gauss_newton import gauss_newton, scores
@@ -32,7 +32,7 @@ from jaxnas.estimators.layout import (
 from jaxnas.morphisms import Morphism
 
 
-@functools.lru_cache(maxsize=256)
+@programs.kept
 def _pusher(spec, blocks, loss, factor, mass):
   """The compiled tangents of one structure, some sets of columns at a time."""
 

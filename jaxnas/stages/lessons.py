@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import combine, groups, morphisms, network, training
+from jaxnas import combine, groups, morphisms, network, programs, training
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import blocks, width
@@ -451,7 +451,7 @@ def calibrate(task: Task, *, examples: int = 128) -> Stage:
   return combine.stage(update, 'calibrate')
 
 
-@functools.lru_cache(maxsize=64)
+@programs.kept
 def _moments(spec: specs.Spec):
   """The compiled statistics of every node's channels over examples."""
 
