@@ -4,9 +4,11 @@
         --workdir=runs/ectonas
 
 From a start network of 686 parameters, by edits, brief training and knock-out
-tournaments, with three baselines at equal total epochs. An `ectonas.alpha`
-below 1 asks for small networks; `ectonas.compat` of `official` counts and
-selects as the official code does. A start without convolutions is
+tournaments, with three baselines at equal total epochs. Of the children the
+`ectonas.screen` best after their recovery compete (0 for all, as officially),
+and what the tournaments leave of the budget trains the winner. An
+`ectonas.alpha` below 1 asks for small networks; `ectonas.compat` of `official`
+counts and selects as the official code does. A start without convolutions is
 `--config.net.name=mlp --config.net.widths=10-10`.
 
 With `--config.quick=true`, one generation of one epoch a round, 69.45 epochs
@@ -40,6 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
         'warmup': 10,
         'rounds': 3,
         'parents': 2,
+        'screen': 4,
+        'children': 'all',
         'budget': 1000.0,
         'channels': 3,
         'units': 0.1,

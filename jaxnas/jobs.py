@@ -650,6 +650,7 @@ _ECTONAS_RULES = {
   'ectonas.warmup': (0, None),
   'ectonas.rounds': (1, None),
   'ectonas.parents': (1, None),
+  'ectonas.screen': (0, None),
   'ectonas.budget': (1, None),
   'ectonas.channels': (1, None),
   'ectonas.units': (0, None),
@@ -662,6 +663,7 @@ STEADY = {
 }
 POOLS = {'none': '', 'max': 'max', 'mean': 'mean'}
 COMPATIBLE = dict.fromkeys(('fixed', 'official'))
+CHILDREN = dict.fromkeys(('all', 'ranked'))
 
 
 def _check_ectonas(settings: Settings) -> None:
@@ -683,12 +685,22 @@ def _check_ectonas(settings: Settings) -> None:
   _one_of('optimizer.name', settings['optimizer']['name'], STEADY)
   _one_of('ectonas.pool', held['pool'], POOLS)
   _one_of('ectonas.compat', held['compat'], COMPATIBLE)
+  _one_of('ectonas.children', held['children'], CHILDREN)
+  ranked = held['children'] == 'ranked'
+  if ranked and (held['compat'], held['pool']) != ('fixed', 'none'):
+    raise ValueError(
+      "--config.ectonas.children='ranked' goes with ectonas.compat='fixed' and "
+      f"ectonas.pool='none', got {held['compat']!r} and {held['pool']!r}."
+    )
 
 
 def _ectonas_stage(
-  job: _Job, tx: optax.GradientTransformation, match: stages.Match
+  job: _Job,
+  tx: optax.GradientTransformation,
+  match: stages.Match,
+  fitness: stages.Fitness,
 ) -> Stage:
-  """A generation, as the settings say."""
+  """A generation, as the settings say; the last trains the winner out."""
   held, task = job.settings['ectonas'], job.task
   knobs = {
     'alpha': held['alpha'],
@@ -701,19 +713,48 @@ def _ectonas_stage(
   paid = {'batch': job.batch, 'budget': held['budget']}
   if held['compat'] == 'official':
     return algorithms.official(task, tx, **paid, **knobs)
-  moves = stages.edits(
-    channels=held['channels'], units=held['units'], pool=POOLS[held['pool']]
-  )
+  best = stages.top(held['screen'], stages.rolling) if held['screen'] else None
   generation = algorithms.ectonas(
     stages.lessons(task, tx, **paid),
-    propose=combine.chain(
-      stages.expand(moves),
-      stages.calibrate(task, examples=held['calibrate']),
-    ),
+    screen=best,
+    propose=_children(held, task),
     **knobs,
   )
   first = job.settings['epochs']  # Without a match, nothing is decided.
-  return combine.when(stages.unspent(task, **paid, least=first), generation)
+  last = job.settings['generations'] - 1
+
+  def lesson(epochs: float) -> Stage:
+    falling = _falling(job, round(epochs * job.per_epoch))
+    learn = stages.lessons(task, falling, batch=job.batch)
+    return combine.chain(stages.inherit(), learn(epochs))
+
+  return combine.chain(
+    combine.when(stages.unspent(task, **paid, least=first), generation),
+    combine.when(
+      lambda p: p.generation == last,
+      stages.finish(lesson, fitness, task=task, **paid),
+    ),
+  )
+
+
+def _children(held: Settings, task: Task) -> Stage:
+  """Proposes children: every edit, or those that a judge ranks first."""
+  by = {name: held[name] for name in ('channels', 'units')}
+  pool = POOLS[held['pool']]
+  if held['children'] == 'ranked':
+    return stages.ranked(estimators.gauss_newton(steps=60), task, **by)
+  return combine.chain(
+    stages.expand(stages.edits(**by, pool=pool)),
+    stages.calibrate(task, examples=held['calibrate']),
+  )
+
+
+def _falling(job: _Job, steps: int) -> optax.GradientTransformation:
+  """The optimizer of an ectonas job, at a rate that falls to zero."""
+  held = job.settings['optimizer']
+  return STEADY[held['name']](
+    optax.cosine_decay_schedule(held['learning_rate'], max(steps, 1))
+  )
 
 
 def ectonas(
@@ -727,8 +768,10 @@ def ectonas(
   The network found is compared with the start network trained for as many
   examples as the whole search (all candidates together), with the architecture
   found trained from scratch for as many, and with the same search whose matches
-  are decided by chance. All have the same optimizer, of constant rate, since
-  how long a candidate will live is not known.
+  are decided by chance. While candidates compete their learning rate is
+  constant, since how long one will live is not known. What the last generation
+  leaves of the budget trains the winner, at a rate that falls to zero, as the
+  baselines' does. (With `compat` of `official` nothing is left.)
 
   Args:
     config: settings, as `configs/ectonas_digits.py` returns them.
@@ -755,7 +798,7 @@ def ectonas(
     job = job._replace(show=show)
 
     def search(name: str, match: stages.Match) -> tuple[dict, Candidate]:
-      stage = _ectonas_stage(job, tx, match)
+      stage = _ectonas_stage(job, tx, match, fitness)
       last = _conduct(job, name, stage, job.spec, job.settings['generations'])
       best = stages.fittest(last, fitness)
       return _found(job, last, best), best
@@ -763,13 +806,15 @@ def ectonas(
     summary, best = search('ectonas', stages.strongest)
     workdir.save_network(job.path / 'best', best.net)
     examples = summary['examples']
+    alone = _falling(job, math.ceil(examples / job.batch))
     summary['baselines'] = {
-      'start_same_epochs': _baseline(
-        job, 'start_same_epochs', job.spec, examples, tx
-      ),
-      'final_from_scratch': _baseline(
-        job, 'final_from_scratch', best.net.spec, examples, tx
-      ),
+      name: _baseline(job, name, spec, examples, alone)
+      for name, spec in (
+        ('start_same_epochs', job.spec),
+        ('final_from_scratch', best.net.spec),
+      )
+    }
+    summary['baselines'] |= {
       'random_matches': search('random_matches', stages.anyone)[0],
     }
   rows = {'found': summary} | {

@@ -626,6 +626,8 @@ def ectonas(module=ectonas_digits, **changes) -> ml_collections.ConfigDict:
     ('optimizer__name', 'adamw', 'optimizer.name must be one of adam, sgd'),
     ('ectonas__pool', 'sum', 'ectonas.pool must be one of none, max, mean'),
     ('ectonas__compat', 'old', 'ectonas.compat must be one of fixed, offic'),
+    ('ectonas__children', 'best', 'ectonas.children must be one of all, rank'),
+    ('ectonas__screen', -1, 'ectonas.screen must be at least 0'),
     ('ectonas__alpha', -1.0, 'ectonas.alpha must be at least 0'),
     ('ectonas__rounds', 0, 'ectonas.rounds must be at least 1'),
     ('ectonas__budget', 1.5, 'ectonas.budget must be at least ectonas.warmup'),
@@ -647,9 +649,14 @@ def test_cells_are_written_as_channels_and_units():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('compat', ['fixed', 'official'])
-def test_an_ectonas_job_resumes_and_compares_at_equal_epochs(tmp_path, compat):
-  config = ectonas(ectonas__compat=compat)
+@pytest.mark.parametrize(
+  ('compat', 'children'),
+  [('fixed', 'all'), ('official', 'all'), ('fixed', 'ranked')],
+)
+def test_an_ectonas_job_resumes_and_compares_at_equal_epochs(
+  tmp_path, compat, children
+):
+  config = ectonas(ectonas__compat=compat, ectonas__children=children)
   config.when_quick.ectonas.budget = 12.0
   config.when_quick.generations = 2
   summary, text = run(config, tmp_path / 'run')
