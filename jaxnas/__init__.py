@@ -4,7 +4,6 @@ from jaxnas import algorithms as algorithms
 from jaxnas import base as base
 from jaxnas import checkpoint as checkpoint
 from jaxnas import combine as combine
-from jaxnas import contest as contest
 from jaxnas import draw as draw
 from jaxnas import estimators as estimators
 from jaxnas import groups as groups
@@ -69,7 +68,6 @@ __all__ = (
   'chain',
   'checkpoint',
   'combine',
-  'contest',
   'count_compilations',
   'draw',
   'estimators',

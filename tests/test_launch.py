@@ -214,7 +214,7 @@ def test_a_folder_of_other_things_is_kept(command, tmp_path):
 def test_debug_shows_where_an_error_came_from(command, tmp_path):
   ended = command('--debug', '--config.batch=0', f'--workdir={tmp_path}/run')
   assert ended.code == 1
-  assert 'Traceback' in ended.err and 'jobs.py' in ended.err
+  assert 'Traceback' in ended.err and 'settings.py' in ended.err
 
 
 def _received(command, folder, *arguments) -> dict[str, str]:

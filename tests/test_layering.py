@@ -43,7 +43,6 @@ LAYERS = {
   'stages': 5,
   'algorithms': 6,
   'testing': 6,
-  'contest': 7,
   'jobs': 7,
 }
 

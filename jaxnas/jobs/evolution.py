@@ -1,21 +1,29 @@
 """Searches of one space beside each other, at equal training examples.
 
-`jaxnas.jobs.evolution` runs them. An arm is made from plain settings; each
-makes and trains equally many networks for equally long.
+An arm is made from plain settings; each makes and trains equally many networks
+for equally long.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
+import rich.console
 
-from jaxnas import algorithms, network, spaces, stages
+from jaxnas import algorithms, network, report, spaces, stages, workdir
 from jaxnas.base import Key, Population, Space, Stage, Task
+from jaxnas.jobs.job import finish, row
+from jaxnas.jobs.settings import (
+  Settings,
+  check,
+  make_optimizer,
+  make_task,
+  resolve,
+)
 from jaxnas.spec import Shape
 
-Settings = Mapping[str, Any]
-
-# (low, high) of each setting, see `jaxnas.jobs.check`.
+# (low, high) of each setting.
 RULES = {
   'seed': (0, 2**32 - 1),  # JAX's keys hold no more.
   'batch': (1, None),
@@ -195,3 +203,73 @@ def arms(
 
   names = dict.fromkeys(held['arms'].split('-'))
   return {name: (lambda name=name: make(name)) for name in names}
+
+
+def evolution(
+  config: Settings,
+  folder: workdir.Folder,
+  *,
+  console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+  """Searches one space in several ways, at equal training examples.
+
+  The arms, of which `evolution.arms` names some: `fresh`, regularized
+  evolution whose children start from fresh weights; `inherited`, the same
+  with function-preserving moves and the parent's weights; `nsga`, accuracy
+  against `evolution.against`; and `random` search. All train as many networks
+  for as long. Resumes wherever `folder` says the job is.
+
+  Args:
+    config: settings, as `configs/evolution_digits.py` returns them.
+    folder: the workdir.
+    console: where to show progress; None for standard output.
+
+  Returns:
+    What is written to `summary.json`: for each arm under `arms` of the best
+    network by validation `valid_accuracy`, `test_accuracy`, `params` and
+    `flops`, and what its search spent; and `best`, the arm whose network is
+    in the folder `best`.
+
+  Raises:
+    ValueError: as `growth`.
+  """
+  console = console or rich.console.Console()
+  settings = resolve(config)
+  check_evolution(settings)
+  task = make_task(settings)
+  count = len(task.train.targets)
+  per_epoch = count // min(settings['batch'], count)
+  tx = make_optimizer(settings, settings['epochs'] * per_epoch)
+  path = workdir.claim(folder, settings)
+  key = jax.random.key(settings['seed'])
+  found, rows = {}, {}
+  with report.progress(console) as show:
+    for name, make in arms(key, settings, task, tx).items():
+      arm, own = make(), network.named_key(key, name)
+      search = workdir.Search(name, own, *arm)
+      last = workdir.conduct(path, search, settings=settings, report=show)
+      found[name] = workdir.leader(last)
+      rows[name] = _searched(last, task)
+  best = max(rows, key=lambda name: rows[name]['valid_accuracy'])
+  workdir.save_network(path / 'best', found[best].net)
+  summary = {'arms': rows, 'best': best}
+  finish(path, summary, console, rows, found[best].net.spec)
+  return summary
+
+
+def check_evolution(settings: Settings) -> None:
+  """What can be refused of an evolution before the data are read."""
+  check(settings, RULES)
+  refuse(settings)
+  make_optimizer(settings, 1)  # Refuses a name that it does not know.
+
+
+def _searched(population: Population, task: Task) -> dict[str, Any]:
+  """The row of a search: its best network, and what all of them cost."""
+  best = workdir.leader(population)
+  return {
+    'valid_accuracy': best.metrics['valid_metric'],
+    **row(population, task),
+    'flops': network.flops(best.net),
+    'evaluations': population.spent.evaluations,
+  }
