@@ -12,11 +12,11 @@ counts and selects as the official code does. A start without convolutions is
 `--config.net.name=mlp --config.net.widths=10-10`.
 
 With `--config.quick=true`, one generation of one epoch a round, 69.45 epochs
-in all. Hardware: 2 cores of a CPU. Time, estimated from the processor time of
-searches of this form: 2 to 4 minutes, nearly all of it compiling; the whole
-form has not been timed. Expected (2026-11-27): a validation accuracy of 0.878
-or more in the quick form, and at equal total epochs not more than the start
-network trained alone.
+in all. Hardware: 2 cores of a CPU. Time: 2 to 4 minutes with the baselines,
+nearly all of it compiling; the whole form has not been timed. Expected
+(2026-11-27): in the quick form a validation accuracy of 0.85 or more. Seed 0
+found 644 parameters with a test accuracy of 0.869; the start network trained
+alone for as long reached 0.852, and matches decided by chance 0.836.
 """
 
 import ml_collections

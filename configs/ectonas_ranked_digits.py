@@ -8,9 +8,10 @@ layer: every channel's split and prune is scored in one pass, along learned
 directions, and of each kind of edit the best is made (`jaxnas.stages.ranked`).
 This is no paper's method.
 
-Hardware: 2 cores of a CPU. Time: about 4 minutes in the quick form, nearly all
-of it compiling. Expected (2026-11-27): a validation accuracy as in RESULTS.md;
-it is not promised to be better than trying all edits.
+Hardware: 2 cores of a CPU. Time: 2 to 6 minutes in the quick form with the
+baselines, nearly all of it compiling. Expected (2026-11-27): a validation
+accuracy of 0.85 or more. Seed 0 found 576 parameters with a test accuracy of
+0.864, where trying all edits found 644 with 0.869.
 """
 
 import ml_collections

@@ -683,8 +683,8 @@ def test_the_quick_ectonas_config_keeps_its_promise(tmp_path):
   config.quick = True
   summary, _ = run(config, tmp_path / 'run')
   assert summary['epochs'] <= 69.45 and summary['start_params'] == 686
-  assert summary['valid_accuracy'] >= 0.878
-  assert summary['test_accuracy'] >= 0.85
+  assert summary['valid_accuracy'] >= 0.85
+  assert summary['test_accuracy'] >= 0.82
 
 
 @pytest.mark.slow
