@@ -9,8 +9,9 @@ epoch a round, one generation, 69.45 epochs for all candidates together. Of the
 brackets, and what is left of the budget trains the winner, at a rate that falls
 to zero. In the same process the start network is trained alone for as many
 epochs, at a rate that falls as well and at a constant one, and the search is
-run with matches decided by chance, and as officially: all 17 children compete,
-for the whole budget (`unscreened`).
+run with matches decided by chance, with edits ranked by a Gauss-Newton judge
+(`ranked`), and as officially: all 17 children compete, for the whole budget
+(`unscreened`).
 
 Accuracies are means over seeds, on the validation split, by which the search
 selects; those on the test split, by which nothing does, stand beside them. The
@@ -42,6 +43,7 @@ from jaxnas import (
   Task,
   algorithms,
   chain,
+  estimators,
   network,
   run,
   stages,
@@ -85,7 +87,7 @@ def annealed(task: Task, epochs: float) -> optax.GradientTransformation:
 
 
 def search(
-  task: Task, tx: optax.GradientTransformation, match: stages.Match
+  task: Task, tx: optax.GradientTransformation, **settings: Any
 ) -> Stage:
   """A generation of ECToNAS of few children, and the winner's training."""
   fitness = stages.relative(_ALPHA.value)
@@ -95,7 +97,7 @@ def search(
     return chain(stages.inherit(), lesson(epochs))
 
   return chain(
-    tournament(task, tx, match=match, screen=stages.top(4, stages.rolling)),
+    tournament(task, tx, screen=stages.top(4, stages.rolling), **settings),
     stages.finish(last_lesson, fitness, task=task, batch=BATCH, budget=BUDGET),
   )
 
@@ -104,13 +106,13 @@ def tournament(
   task: Task, tx: optax.GradientTransformation, **settings: Any
 ) -> Stage:
   """A generation of ECToNAS with the settings of the official run."""
+  every = chain(stages.expand(stages.edits()), stages.calibrate(task))
   return algorithms.ectonas(
     stages.lessons(task, tx, batch=BATCH, budget=BUDGET),
-    propose=chain(stages.expand(stages.edits()), stages.calibrate(task)),
     alpha=_ALPHA.value,
     warmup=8,
     epochs=1,
-    **settings,
+    **{'propose': every, **settings},
   )
 
 
@@ -164,14 +166,17 @@ def main(argv: list[str]) -> None:
   jax.config.update('jax_disable_most_optimizations', True)
   jax.config.update('jax_enable_compilation_cache', False)
   task, tx = tasks.digits(shift=0), optax.adam(_RATE.value)
-  found, plain, steady, chance, whole = [], [], [], [], []
+  found, plain, steady, chance, whole, ranked = ([] for _ in range(6))
+  judge = estimators.gauss_newton(steps=60)
   for seed in range(_SEEDS.value):
-    found.append(searched(task, seed, search(task, tx, stages.strongest)))
+    found.append(searched(task, seed, search(task, tx)))
     plain.append(trained(task, annealed(task, BUDGET), seed))
     steady.append(trained(task, tx, seed))
     if _CONTROL.value:
-      chance.append(searched(task, seed, search(task, tx, stages.anyone)))
+      chance.append(searched(task, seed, search(task, tx, match=stages.anyone)))
       whole.append(searched(task, seed, tournament(task, tx)))
+      first = search(task, tx, propose=stages.ranked(judge, task))
+      ranked.append(searched(task, seed, first))
     print(f'seed {seed}: found {found[-1]}; plain {plain[-1]}', flush=True)
   row: dict[str, Any] = {
     'val_accuracy': mean(found, 'valid'),
@@ -195,6 +200,8 @@ def main(argv: list[str]) -> None:
   if chance:
     row['random_val_accuracy'] = mean(chance, 'valid')
     row['unscreened_val_accuracy'] = mean(whole, 'valid')
+    row['ranked_val_accuracy'] = mean(ranked, 'valid')
+    row['ranked_test_accuracy'] = mean(ranked, 'test')
   print(json.dumps(row))
 
 

@@ -26,8 +26,8 @@ lowered or compiled (`jaxnas.run.watch_compiler`). The programs of digits take
 longer to compile than to run; for the share in a real training give
 `--dataset=cifar10` and `--data_dir` or TFDS_DATA_DIR, some minutes.
 
-On one core of a CPU, seed 0: 41 compilations for 24 buckets crossed, none in the
-12 of 24 events inside buckets, in 5 minutes.
+On one core of a CPU, seed 0: 41 compilations for 24 buckets crossed, none in
+the 12 of 24 events inside buckets, in 5 minutes.
 """
 
 import itertools
