@@ -101,11 +101,12 @@ class Batch(NamedTuple):
 Plan = Callable[..., Sequence[Batch]]
 
 # Seconds to compile a program, and operations a second, of small networks on
-# two cores; the members in one call, and the bytes of activations that members
-# side by side may need.
+# two cores; the members in one call, the weights for which there may be slots
+# that stay empty, and the bytes of activations that members side by side need.
 _COMPILING = 2.0
 _SPEED = 5e10
 _SLOTS = 64
+_SPARE = 1 << 17
 _ACTIVATIONS = 4 << 30
 
 
@@ -212,8 +213,21 @@ def _batches(held, devices: int, batch: int) -> list[Batch]:
     for start in range(0, len(members), most * devices):
       part = tuple(members[start : start + most * devices])
       each = -(-len(part) // devices)
-      found.append(Batch(part, spec, over, 1 << (each - 1).bit_length()))
+      slots = max(1 << (each - 1).bit_length(), _least(spec, over))
+      found.append(Batch(part, spec, over, slots))
   return found
+
+
+def _least(spec: Spec, over: Callable[..., Any]) -> int:
+  """Slots at least: those that stay empty in turn are not run.
+
+  As many as hold few weights, up to eight, so that small networks, which take
+  far longer to compile than to train, are compiled once for one and for eight.
+  """
+  if over is not in_turn:
+    return 1
+  room = _SPARE // max(1, network.param_count(spec))
+  return 1 << (min(max(room, 1), 8).bit_length() - 1)
 
 
 @functools.lru_cache(maxsize=4096)

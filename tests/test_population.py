@@ -169,24 +169,31 @@ def compiled(call):
   return len(programs)
 
 
-def test_members_of_a_bucket_are_one_program_for_powers_of_two():
+def test_members_of_a_bucket_are_one_program_for_up_to_eight():
   own = own_task()
 
-  given = [net(5 + i % 4, seed=i) for i in range(8)]
+  given = [net(5 + i % 4, seed=i) for i in range(9)]
 
   def both(count):
     fits = fit_all(given[:count], task=own, epochs=1)
     training.evaluate_all([f.net for f in fits], own, own.valid)
 
-  counts = [compiled(lambda p=p: both(p)) for p in (5, 8, 6, 3, 4, 1)]
-  assert counts == [2, 0, 0, 2, 0, 2]
+  counts = [compiled(lambda p=p: both(p)) for p in (5, 8, 3, 1, 9)]
+  assert counts == [2, 0, 0, 0, 2]
+
+
+def test_large_networks_keep_no_slots_empty():
+  large = [net(3000).spec] * 5
+  plan = functools.partial(training.strategy, devices=1, batch=8, passes=1)
+  slots = [plan(large[:n])[0].slots for n in (1, 2, 3, 5)]
+  assert slots == [2, 2, 4, 8]
 
 
 def test_short_training_shares_buckets_and_long_training_does_not():
   given = [net(5).spec, net(9).spec, net(20).spec]
   plan = functools.partial(training.strategy, given, devices=1, batch=8)
   (batch,) = plan(passes=100)
-  assert batch.members == (0, 1, 2) and batch.slots == 4
+  assert batch.members == (0, 1, 2) and batch.slots == 8
   assert batch.spec.shapes['dense1'] == (32,)
   assert len(plan(passes=10**12)) == 3
   mixed = [net(5), net(9), net(20)]
