@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
         'channels': 3,
         'units': 0.1,
         'pool': 'none',
+        'filters': 1,
         'calibrate': 128,
         'compat': 'fixed',
       },

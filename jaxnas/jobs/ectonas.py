@@ -34,6 +34,7 @@ _ECTONAS_RULES = {
   'ectonas.budget': (1, None),
   'ectonas.channels': (1, None),
   'ectonas.units': (0, None),
+  'ectonas.filters': (1, None),
   'ectonas.calibrate': (1, None),
   'optimizer.learning_rate': (0, None),
 }
@@ -124,7 +125,7 @@ def _children(held: Settings, task: Task) -> Stage:
   if held['children'] == 'ranked':
     return stages.ranked(estimators.gauss_newton(steps=60), task, **by)
   return combine.chain(
-    stages.expand(stages.edits(**by, pool=pool)),
+    stages.expand(stages.edits(**by, pool=pool, filters=held['filters'])),
     stages.calibrate(task, examples=held['calibrate']),
   )
 

@@ -29,6 +29,7 @@ def edits(
   units: float = 0.1,
   least: int = 2,
   pool: str = '',
+  filters: int = 1,
 ) -> Moves:
   """Every legal edit of a chain, one step each, and the identity.
 
@@ -51,6 +52,8 @@ def edits(
     units: that an edit adds to or takes from a dense layer, as a fraction.
     least: units at least.
     pool: `'max'` or `'mean'` for pooling in added blocks, `''` for none.
+    filters: channels of an added block at least; officially it has as many as
+      its input, a single one for a grey image. What is beyond them is copies.
 
   Returns:
     `moves(net)`; each is a `jaxnas.morphisms.label`, with one of `KINDS` as its
@@ -69,10 +72,11 @@ def edits(
     >>> counts['add block'], counts['remove channels'], counts.total()
     (3, 1, 17)
   """
-  if channels < 1 or least < 1 or units < 0:
+  if min(channels, least, filters) < 1 or units < 0:
     raise ValueError(
-      'edits: channels and least must be at least 1 and units not negative, '
-      f'got channels={channels}, least={least} and units={units}.'
+      'edits: channels, least and filters must be at least 1 and units not '
+      f'negative, got channels={channels}, least={least}, filters={filters} '
+      f'and units={units}.'
     )
 
   def moves(net: network.Network) -> Iterator[Morphism]:
@@ -83,12 +87,12 @@ def edits(
     ):
       if isinstance(layer.op, specs.Conv):
         yield from _resizing(net, layer, 'channels', channels)
-        yield from _block_before(net.spec, layer.inputs[0], pool)
+        yield from _block_before(net.spec, layer.inputs[0], pool, filters)
         if after is not None:
           move = morphisms.remove_block(layer.name)
           yield from _legal(net.spec, 'remove block', move)
         continue
-      yield from _block_before_flat(net.spec, layer, pool)
+      yield from _block_before_flat(net.spec, layer, pool, filters)
       if before is not None and isinstance(before.op, specs.Dense):
         move = morphisms.insert(layer.inputs[0], name='dense')
         yield from _legal(net.spec, 'add dense', move)
@@ -121,16 +125,27 @@ def _legal(spec, kind: str, move: Morphism) -> Iterator[Morphism]:
   yield morphisms.label(kind, move)
 
 
-def _block_before(spec, source: str, pool: str) -> Iterator[Morphism]:
+def _block_before(
+  spec, source: str, pool: str, filters: int
+) -> Iterator[Morphism]:
   move = morphisms.add_block(source, pool=pool)
+  try:
+    conv = move.names(spec)['']
+    channels = morphisms.respec(move, spec).shapes[conv][-1]
+  except ValueError:
+    return
+  if channels < filters:
+    move = morphisms.compose(move, morphisms.widen({conv: filters}))
   yield from _legal(spec, 'add block', move)
 
 
-def _block_before_flat(spec, layer, pool: str) -> Iterator[Morphism]:
+def _block_before_flat(
+  spec, layer, pool: str, filters: int
+) -> Iterator[Morphism]:
   """A block before the flattening or global pooling that a layer reads."""
   source = spec.by_name[layer.inputs[0]]
   if isinstance(source.op, specs.Flatten | specs.GlobalPool):
-    yield from _block_before(spec, source.inputs[0], pool)
+    yield from _block_before(spec, source.inputs[0], pool, filters)
 
 
 def _resizing(net, layer, what: str, by: int) -> Iterator[Morphism]:

@@ -12,7 +12,7 @@ import optax
 from jaxnas import combine, groups, morphisms, network, programs, training
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
-from jaxnas.morphisms import blocks, width
+from jaxnas.morphisms import base, blocks, width
 from jaxnas.stages.bracket import Fitness, fittest, rolling
 from jaxnas.stages.fit import train
 from jaxnas.stages.judge import by_parent, measure
@@ -494,6 +494,16 @@ def informed(move, net: network.Network, found) -> object:
 @informed.register
 def _(move: blocks.Labelled, net, found):
   return informed(move.move, net, found)
+
+
+@informed.register
+def _(move: base.Composed, net, found):
+  # Statistics are of the network as it is, which is what the first part meets.
+  first = informed(move.moves[0], net, found)
+  if first is None:
+    return None
+  key = network.named_key(jax.random.key(0), repr(move))
+  return (first, *network.to_host(move.init(net, key))[1:])
 
 
 @informed.register
