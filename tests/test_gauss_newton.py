@@ -1106,6 +1106,37 @@ def test_growth_inside_buckets_compiles_no_scores():
   assert [all_of(size) for size in (10, 11, 12)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize('kind', [morphisms.prune, morphisms.merge])
+def test_how_many_examples_go_at_a_time_changes_rounding_only(
+  kind, x64, monkeypatch
+):
+  """Scores, and what is learned, from one example at a time and from all."""
+  spec = seeds.chain(SHAPE, (4, 'M', 3), CLASSES)
+  net = network.to_host(network.init(spec, jax.random.key(0)))
+  net = jax.tree.map(lambda leaf: leaf.astype(np.float64), net)
+  moves = [*stages.splits()(net), *stages.prunes(kind)(net)]
+  data = jax.tree.map(
+    lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, _batch(12)
+  )
+  nothing, found = [None] * len(moves), []
+  for few in (1, 4, 12):
+    monkeypatch.setattr(
+      sys.modules['jaxnas.estimators.gauss_newton'],
+      'at_a_time',
+      lambda spec, batch, few=few: few,
+    )
+    judge = gauss_newton(steps=3)
+    thetas = judge.fit(jax.random.key(0), net, moves, nothing, data, ()).thetas
+    scores = judge.score(jax.random.key(1), net, moves, thetas, data, ())
+    found.append((thetas, scores.linear, scores.coefficients))
+  for other in found[1:]:
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-10),
+      other,
+      found[0],
+    )
+
+
 def _candidates(net, moves, thetas, scores):
   """Candidates as `judge` leaves them."""
   return [
