@@ -89,6 +89,17 @@ def spread(tree: Any, mesh: Mesh) -> Any:
   return _put(tree, NamedSharding(mesh, PartitionSpec(POPULATION)))
 
 
+def spread_shapes(tree: Any, mesh: Mesh) -> Any:
+  """The shapes, dtypes and shardings of what `spread` makes of a tree."""
+  sharding = NamedSharding(mesh, PartitionSpec(POPULATION))
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding
+    ),
+    tree,
+  )
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts arrays on every device of the mesh; those that are there stay."""
   return _put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,8 +1,12 @@
 """Compiled programs, kept for as long as there is room for them."""
 
+import collections
 import functools
+import itertools
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -53,3 +57,50 @@ def kept(build: Callable[..., Any]) -> Callable[..., Any]:
     return build(*arguments)
 
   return built
+
+
+def ahead(
+  calls: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]],
+) -> Iterator[Callable[..., Any]]:
+  """Jitted functions, compiled while those before them run.
+
+  Compiling a small program keeps one core busy, so as many are compiled at a
+  time as there are cores; of one function alone its call takes care.
+
+  Args:
+    calls: jitted functions, each with the arguments it will be called with:
+      arrays, or `jax.ShapeDtypeStruct`s in their places. They are asked for
+      as there is room, so that they may be made by a `kept` function.
+
+  Yields:
+    The functions in their order, ready to be called.
+
+  Example:
+    >>> import numpy as np
+    >>> x = np.float32(2)
+    >>> add, double = jax.jit(lambda x: x + 1), jax.jit(lambda x: x * 2)
+    >>> [float(f(x)) for f in ahead([(add, (x,)), (double, (x,))])]
+    [3.0, 4.0]
+  """
+  calls = iter(calls)
+  first = list(itertools.islice(calls, 2))
+  if len(first) < 2:
+    yield from (function for function, _ in first)
+    return
+  cores = os.cpu_count() or 1
+  waiting: collections.deque[Any] = collections.deque()
+  with futures.ThreadPoolExecutor(cores) as pool:
+    for function, arguments in itertools.chain(first, calls):
+      # Traced here: what a thread has set for itself, as `jax.enable_x64`
+      # does, counts in tracing.
+      lowered = function.lower(*arguments)
+      waiting.append((function, pool.submit(lowered.compile)))
+      if len(waiting) > cores:
+        yield _ready(*waiting.popleft())
+    while waiting:
+      yield _ready(*waiting.popleft())
+
+
+def _ready(function, compiling):
+  compiling.result()
+  return function

@@ -137,7 +137,7 @@ def strategy(
   wins there. `docs/performance.md` has the rest.
 
   Args:
-    specs: of the members, unpadded.
+    specs: of the members.
     devices: over how many devices members are dealt out.
     batch: examples at a time.
     passes: examples that pass forward through each member; one that is
@@ -330,7 +330,7 @@ def fit_all(
 
   Args:
     keys: for each member, draws the order, augmentation and dropout.
-    nets: networks, of any architectures; they come back unpadded.
+    nets: networks, of any architectures; what is padded comes back unpadded.
     task: gives data, loss, preparation and augmentation.
     tx: the optimizer.
     epochs: passes over the training split; of the last, a fraction q is the
@@ -381,18 +381,24 @@ def fit_all(
     return [Fit(net, state, (), 0, 0) for net, state in zip(starts, states)]
   fits: dict[int, Fit] = {}
   data = meshes.replicate(task.train, mesh)
-  for group in _groups(
+  planned = _groups(
     *(plan, starts, mesh, batch), passes=3 * sum(lengths) * batch
-  ):
-    own = [keys[i] for i in group.members]
-    padded = [
-      _begin(starts[i], states[i], tx, group.spec) for i in group.members
-    ]
+  )
+
+  def begun(i, group):
+    return _begin(keys[i], starts[i], states[i], tx, group.spec)
+
+  def call(group):
     train = _epoch(
       *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
-      *(str(jax.random.key_impl(own[0])), group.over, mesh),
+      *(str(jax.random.key_impl(keys[group.members[0]])), group.over, mesh),
     )
-    trained = _run_epochs(train, own, padded, data, lengths, group, mesh)
+    shapes = _shapes(begun(group.members[0], group), group, mesh)
+    return train, (*shapes, data, np.int32(0), np.int32(0))
+
+  for group, train in zip(planned, programs.ahead(map(call, planned))):
+    padded = [begun(i, group) for i in group.members]
+    trained = _run_epochs(train, padded, data, lengths, group, mesh)
     for i, (variables, state, losses) in zip(group.members, trained):
       net, state = _end(network.Network(variables, group.spec), state)
       count = sum(lengths)
@@ -439,15 +445,27 @@ def _check_divides(batch: int, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def _begin(net, state, tx, spec) -> tuple[Any, Any, np.bool_]:
-  """Variables and state stored as `spec` says, and whether to begin afresh."""
+def _begin(key, net, state, tx, spec) -> tuple[Any, Any]:
+  """What an epoch changes of a member and what it reads, stored as in `spec`.
+
+  The first are variables and state; the second key data, and whether the
+  state is yet to be made.
+  """
   fresh = state is None
-  padded, state = morphisms.morph(
-    capacity(net.spec, spec), net, theta=(), opt_state=state
-  )
+  padded, state = _stored(net, state, spec)
   if fresh:
     state = blank(tx, padded.variables['params'])
-  return padded.variables, state, np.bool_(fresh)
+  raw = np.asarray(jax.random.key_data(key))
+  return (padded.variables, state), (raw, np.bool_(fresh))
+
+
+def _stored(net, state, spec) -> tuple[network.Network, Any]:
+  """The network and its state at the capacities of a padded spec."""
+  if net.spec != spec:
+    net, state = _end(net, state)
+  return morphisms.morph(
+    capacity(net.spec, spec), net, theta=(), opt_state=state
+  )
 
 
 def _end(net, state) -> tuple[network.Network, Any]:
@@ -457,14 +475,11 @@ def _end(net, state) -> tuple[network.Network, Any]:
   )
 
 
-def _run_epochs(train, keys, padded, data, lengths, group, mesh):
+def _run_epochs(train, padded, data, lengths, group, mesh):
   """(variables, state, losses) of each member after the epochs."""
-  raw = [np.asarray(jax.random.key_data(key)) for key in keys]
-  variables, states, fresh = zip(*padded)
   where, counts = _places(group, mesh)
-  carry = _stack(list(zip(variables, states)), where)
-  read = _stack(list(zip(raw, fresh)), where)
-  carry, read, counts = meshes.spread((carry, read, counts), mesh)
+  stacked = (*_stack(padded, where), counts)
+  carry, read, counts = meshes.spread(stacked, mesh)
   losses = []
   for number, length in enumerate(lengths):
     carry, loss = train(
@@ -505,6 +520,23 @@ def _stack(trees: Sequence[Any], where: np.ndarray) -> Any:
   """Equal pytrees as one with a leading axis of slots, on the host."""
   return jax.tree.map(
     lambda *leaves: np.stack([leaves[i] for i in where]), *trees
+  )
+
+
+def _shapes(member: Any, group: Batch, mesh) -> tuple[Any, ...]:
+  """Shapes of `_stack` of members like this one, and of their counts."""
+  devices = mesh.shape[meshes.POPULATION]
+  return meshes.spread_shapes(
+    (
+      *jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          (devices * group.slots, *leaf.shape), leaf.dtype
+        ),
+        member,
+      ),
+      jax.ShapeDtypeStruct((devices,), np.int32),
+    ),
+    mesh,
   )
 
 
@@ -773,7 +805,7 @@ def evaluate_all(
   of examples, of which it reads as many batches as hold any of the split.
 
   Args:
-    nets: unpadded networks, of any architectures.
+    nets: networks, of any architectures.
     task: gives loss, metric and preparation.
     data: the split, such as `task.valid`.
     batch: examples at a time; those of the largest split if that has fewer.
@@ -806,17 +838,23 @@ def evaluate_all(
   starts = [network.to_host(net) for net in nets]
   count = len(data.targets)
   found: dict[int, Measured] = {}
-  for group in _groups(plan, starts, mesh, batch, passes=count):
+  planned = _groups(plan, starts, mesh, batch, passes=count)
+
+  def padded(i, group):
+    return _stored(starts[i], None, group.spec)[0].variables
+
+  def call(group):
     measure = _measure(
       *(group.spec, task.loss, task.metric, task.prepare, batch),
       *(group.over, mesh),
     )
+    shapes = _shapes((padded(group.members[0], group),), group, mesh)
+    return measure, (*shapes, *parts[0])
+
+  for group, measure in zip(planned, programs.ahead(map(call, planned))):
     where, counts = _places(group, mesh)
-    padded = [
-      capacity(starts[i].spec, group.spec)(starts[i], ()).variables
-      for i in group.members
-    ]
-    variables, counts = meshes.spread((_stack(padded, where), counts), mesh)
+    members = [padded(i, group) for i in group.members]
+    variables, counts = meshes.spread((_stack(members, where), counts), mesh)
     sums = [measure(variables, counts, *part) for part in parts]
     total = np.sum(meshes.fetch(sums), axis=0, dtype=float)
     for i, place in zip(group.members, _firsts(where)):

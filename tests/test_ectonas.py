@@ -500,6 +500,20 @@ def test_a_part_of_an_epoch_is_its_first_batches(task, quick_compiler):
   assert none.steps == 0 and none.losses == ()
 
 
+def test_parents_stay_where_no_child_can_be_trained(task, quick_compiler):
+  """Without them, the control, a spent budget would leave nobody."""
+  lesson = stages.lessons(task, optax.sgd(0.1), batch=32, budget=1.0)
+  stage = algorithms.ectonas(lesson, warmup=1, epochs=1)
+  start = Population((Candidate(fresh(seeds.mlp(task.shape, (4,), 10))),))
+  after, _ = run(jax.random.key(1), stage, start, 1)
+  (member,) = after.members
+  assert member.net.spec == start.members[0].net.spec and member.steps == 36
+  nobody = stages.keep(stages.retrained).update(None, after, ())[0]
+  assert not nobody.members
+  kept = stages.or_parents(stages.keep(stages.retrained))
+  assert testing.check_stage(kept, after, jax.random.key(0)).members == after.members
+
+
 def test_lessons_keep_the_laws_of_stages(task, quick_compiler):
   lesson = stages.lessons(task, optax.sgd(0.1), batch=32)
   mlp = seeds.mlp(task.shape, (4,), 10)

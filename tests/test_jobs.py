@@ -641,6 +641,14 @@ def test_bad_settings_of_ectonas_are_refused(
     run(ectonas(**{name: value}), tmp_path / 'run')
 
 
+def test_a_budget_that_ranking_alone_would_use_up_is_refused(
+  tmp_path, no_training
+):
+  config = ectonas(ectonas__children='ranked', ectonas__budget=12.0)
+  with pytest.raises(ValueError, match='ranking costs a parent together, 18'):
+    run(config, tmp_path / 'run')
+
+
 def test_cells_are_written_as_channels_and_units():
   task = tasks.digits()
   for widths, params in (('3-6:10-10', 686), ('3-6', 466), ('3-6:', 466)):
@@ -657,10 +665,10 @@ def test_an_ectonas_job_resumes_and_compares_at_equal_epochs(
   tmp_path, compat, children
 ):
   config = ectonas(ectonas__compat=compat, ectonas__children=children)
-  config.when_quick.ectonas.budget = 12.0
-  config.when_quick.generations = 2
+  config.ectonas.budget = budget = 40.0 if children == 'ranked' else 12.0
+  config.generations = 2
   summary, text = run(config, tmp_path / 'run')
-  assert (summary['epochs'] <= 12) == (compat == 'fixed')
+  assert (summary['epochs'] <= budget) == (compat == 'fixed')
   assert summary['edits'] and summary['start_params'] == 310
   found = workdir.load_network(tmp_path / 'run' / 'best')
   assert network.param_count(found) == summary['params']

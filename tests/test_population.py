@@ -156,6 +156,33 @@ def test_a_members_result_does_not_depend_on_its_neighbours():
   assert_same(part, whole[1:3])
 
 
+def test_padded_networks_share_programs_with_wider_ones():
+  """They come back unpadded, as good as those that were never padded."""
+  given, room = [net(5), net(20)], [16, 32]
+  padded = [
+    morphisms.pad({'dense1': size})(n, ()) for n, size in zip(given, room)
+  ]
+  (batch,) = training.strategy(
+    [n.spec for n in padded], devices=1, batch=8, passes=1
+  )
+  assert batch.spec.shapes['dense1'] == (32,)
+  close = {'rtol': 1e-4, 'atol': 1e-6}
+  fits = fit_all(padded)
+  assert_same(fits, fit_all(given), **close)
+  again = fit_all(padded, opt_states=[_at(f, n) for f, n in zip(fits, padded)])
+  expected = fit_all(given, opt_states=[f.opt_state for f in fits])
+  assert_same(again, expected, **close)
+  measured = training.evaluate_all(padded, task(), task().valid)
+  expected = training.evaluate_all(given, task(), task().valid)
+  assert_same(measured, expected, **close)
+
+
+def _at(fitted, padded):
+  """The optimizer's state of a fit, for the padded network."""
+  move = training.capacity(fitted.net.spec, padded.spec)
+  return morphisms.morph(move, fitted.net, opt_state=fitted.opt_state)[1]
+
+
 def test_no_members_are_no_work():
   assert fit_all([]) == [] == training.evaluate_all([], task(), task().valid)
 
@@ -173,6 +200,7 @@ def test_members_of_a_bucket_are_one_program_for_up_to_eight():
   own = own_task()
 
   given = [net(5 + i % 4, seed=i) for i in range(9)]
+  fit_all([net(40)], epochs=1)  # Compiles what draws the keys of members.
 
   def both(count):
     fits = fit_all(given[:count], task=own, epochs=1)
@@ -442,11 +470,17 @@ def write_outcomes(path, *, data_axis):
   np.savez(path, **found)
 
 
-def start(code, devices):
-  """A Python process with a number of CPU devices, in the tests' folder."""
+def start(code, devices, before=''):
+  """A Python process with a number of CPU devices, in the tests' folder.
+
+  Args:
+    code: in which this module is `t`.
+    devices: how many.
+    before: code for before this module, which has a key, is imported.
+  """
   path = [str(source_tree.ROOT), str(source_tree.ROOT / 'tests')]
   return subprocess.Popen(
-    [sys.executable, '-c', f'import test_population as t\n{code}'],
+    [sys.executable, '-c', f'{before}\nimport test_population as t\n{code}'],
     env={
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
@@ -486,9 +520,11 @@ def together(paths, code, *, devices):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  joined = f't.meshes.connect({address!r}, {len(paths)}, {{i}})\n'
+  connect = f'from jaxnas import mesh; mesh.connect({address!r}, {len(paths)}, '
   processes = [
-    start(((len(paths) > 1) * joined + code).format(i=i, path=path), devices)
+    start(
+      code.format(path=path), devices, (len(paths) > 1) * f'{connect}{i})'
+    )
     for i, path in enumerate(paths)
   ]
   return [process.wait() for process in processes]

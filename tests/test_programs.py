@@ -4,9 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxnas import programs
+from jaxnas.run import count_compilations
 
 
 def _maps():
@@ -39,3 +41,36 @@ def test_maps_of_programs_are_bounded(bounded, monkeypatch, tmp_path):
 def test_systems_that_count_no_maps_are_never_crowded(monkeypatch, tmp_path):
   monkeypatch.setattr(programs, '_MAPS', tmp_path / 'none')
   assert not programs.crowded(0.0)
+
+
+@pytest.mark.parametrize('wide', [False, True])
+def test_functions_compiled_ahead_compile_nothing_when_called(wide):
+  """Also where the thread computes in float64, as compiling threads do not."""
+  x = np.arange(3.0)
+  with jax.enable_x64(wide), count_compilations() as compiled:
+    functions = [_adder(amount) for amount in range(3, 9)]
+    calls = [(function, (x,)) for function in functions]
+    ready = list(programs.ahead(calls))
+    assert ready == functions and len(compiled) == 6
+    found = [function(x) for function in ready]
+    assert len(compiled) == 6
+    assert found[0].dtype == (jnp.float64 if wide else jnp.float32)
+  assert [float(y[0]) for y in found] == [5.0] * 6
+
+
+def test_one_function_is_left_to_its_call():
+  with count_compilations() as compiled:
+    (function,) = programs.ahead([(_adder(2), (np.arange(3.0),))])
+    assert not compiled
+    function(np.arange(3.0))
+    assert len(compiled) == 1
+  assert list(programs.ahead([])) == []
+
+
+def test_what_cannot_be_compiled_says_so_in_its_turn():
+  def wrong(x):
+    raise ValueError('no such network')
+
+  calls = ((jax.jit(f), (np.arange(3.0),)) for f in (jnp.sin, jnp.cos, wrong))
+  with pytest.raises(ValueError, match='no such network'):
+    list(programs.ahead(calls))

@@ -75,7 +75,8 @@ def ectonas(
       officially, for all.
 
   Returns:
-    A stage, one generation; from n members come at most `parents`.
+    A stage, one generation; from n members come at most `parents`, and the
+    members themselves where the budget allows no child its recovery.
 
   Example:
     >>> import jax, optax
@@ -112,9 +113,7 @@ def ectonas(
   def within(winners: int) -> Stage:
     return combine.group_by(stages.kind, bracket(greedy, winners))
 
-  return combine.chain(
-    combine.when(lambda p: p.generation == 0, lesson(warmup)),
-    stages.note_parents(last=last),
+  children = combine.chain(
     propose or stages.expand(stages.edits()),
     stages.realise(),
     keep,
@@ -127,6 +126,12 @@ def ectonas(
     combine.when(
       lambda p: len(p.members) > parents, bracket(weighted, parents)
     ),
+    name='children',
+  )
+  return combine.chain(
+    combine.when(lambda p: p.generation == 0, lesson(warmup)),
+    stages.note_parents(last=last),
+    stages.or_parents(children),
     name='ectonas',
   )
 

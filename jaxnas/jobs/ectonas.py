@@ -46,6 +46,12 @@ POOLS = {'none': '', 'max': 'max', 'mean': 'mean'}
 COMPATIBLE = dict.fromkeys(('fixed', 'official'))
 CHILDREN = dict.fromkeys(('all', 'ranked'))
 
+# Steps that the directions of a parent's splits are learned for, and at most
+# how many examples ranking its children takes: these, those scored on, and
+# those that the other children are calibrated on.
+_RANKING_STEPS = 60
+_RANKING = 256 * _RANKING_STEPS + 512 + 24 * 128
+
 
 def check_ectonas(settings: Settings) -> None:
   """What can be refused of an ectonas job before the data are read."""
@@ -101,7 +107,22 @@ def _ectonas_stage(
     propose=_children(held, task),
     **knobs,
   )
-  first = job.settings['epochs']  # Without a match, nothing is decided.
+  ranking = (held['children'] == 'ranked') * _RANKING / (
+    job.per_epoch * job.batch
+  )
+  # Without a match, nothing is decided.
+  least = job.settings['epochs'] + ranking
+  if held['budget'] < held['warmup'] + least:
+    raise ValueError(
+      '--config.ectonas.budget must be at least ectonas.warmup, epochs and the '
+      f'{ranking:.1f} epochs that ranking costs a parent together, '
+      f'{held["warmup"] + least:.1f}, for anything to be searched; got '
+      f'{held["budget"]}.'
+    )
+
+  def need(population: Population) -> float:
+    return least + ranking * (len(population.members) - 1)
+
   last = job.settings['generations'] - 1
 
   def lesson(epochs: float) -> Stage:
@@ -110,7 +131,7 @@ def _ectonas_stage(
     return combine.chain(stages.inherit(), learn(epochs))
 
   return combine.chain(
-    combine.when(stages.unspent(task, **paid, least=first), generation),
+    combine.when(stages.unspent(task, **paid, least=need), generation),
     combine.when(
       lambda p: p.generation == last,
       stages.finish(lesson, fitness, task=task, **paid),
@@ -123,7 +144,8 @@ def _children(held: Settings, task: Task) -> Stage:
   by = {name: held[name] for name in ('channels', 'units')}
   pool = POOLS[held['pool']]
   if held['children'] == 'ranked':
-    return stages.ranked(estimators.gauss_newton(steps=60), task, **by)
+    judge = estimators.gauss_newton(steps=_RANKING_STEPS, batch=256)
+    return stages.ranked(judge, task, **by)
   return combine.chain(
     stages.expand(stages.edits(**by, pool=pool, filters=held['filters'])),
     stages.calibrate(task, examples=held['calibrate']),

@@ -287,7 +287,7 @@ def rehearsals(size: int, act: Callable[[Candidate], float]) -> Lessons:
 
 
 def unspent(
-  task: Task, *, batch: int, budget: float, least: float = 0.0
+  task: Task, *, batch: int, budget: float, least: float | Callable = 0.0
 ) -> Callable[[Population], bool]:
   """`unspent(...)(population)`: whether the budget allows more.
 
@@ -295,16 +295,36 @@ def unspent(
     task: the task.
     batch: examples in a step.
     budget: of the whole search, in epochs.
-    least: epochs that must be left; zero for any, as the official code of
-      ECToNAS has it, which then overshoots.
+    least: epochs that must be left, or `least(population)`; zero for any, as
+      the official code of ECToNAS has it, which then overshoots.
   """
   size = per_epoch(task, batch)
 
   def allowed(population: Population) -> bool:
     spent = population.spent.examples / size
-    return spent < budget and spent + least <= budget
+    need = least(population) if callable(least) else least
+    return spent < budget and spent + need <= budget
 
   return allowed
+
+
+def or_parents(inner: Stage) -> Stage:
+  """Runs a stage that may leave nobody, and has the parents back if it does.
+
+  Example:
+    >>> nobody = or_parents(keep(lambda member: False))
+    >>> start = Population((Candidate(None), Candidate(None)))
+    >>> len(nobody.update(None, start, nobody.init(start))[0].members)
+    2
+  """
+
+  def update(key: Key, population: Population, state):
+    after, state = inner.update(key, population, state)
+    if not after.members:
+      after = after._replace(members=population.members)
+    return after, state
+
+  return inner._replace(update=update)
 
 
 def retrained(member: Candidate) -> bool:

@@ -10,8 +10,9 @@ real move and measured on the same examples.
 
 Then moves are learned on the even rows of the training split and scored on odd
 ones, as growth does, sets of 1, 5, 20 and 60 are chosen jointly, and every set
-is built and measured on the examples that it was scored on. `joint` and
-`joint_with_prunes` hold for each size [by the parabola, by the linearised
+is built and measured on the examples that it was scored on; `_random` stands
+for splits along random directions. `joint`, `joint_with_prunes` and
+`joint_random` hold for each size [by the parabola, by the linearised
 network, measured]; `independent`, the control that takes the individually best,
 [predicted, measured].
 
@@ -251,21 +252,8 @@ def sets(
     none = [None] * len(moves)
     thetas = learner.fit(key, found.net, moves, none, learned, ()).thetas
     scores = exact.score(key, found.net, moves, thetas, judged, ())
-    pending = members(found.net, moves, thetas, scores)
-    joint = _chosen(stages.jointly(price=0.0, z=0.0, limit=60)(pending))
-    true = [change(found, pending, c.indices) for c in joint]
-    straight = estimators.linearised(
-      *(found.net, moves, thetas, [c.indices for c in joint], judged),
-      batch=BATCH,
-    )
-    predicted = np.array([c.predicted for c in joint])
-    row[f'gram_relative_error{name}'] = _off(predicted, true)
-    row[f'linearised_relative_error{name}'] = _off(straight, true)
-    columns = zip(predicted, straight, true)
-    row[f'joint{name}'] = {
-      len(c.indices): [round(float(x), 5) for x in column]
-      for c, column in zip(joint, columns)
-    }
+    pending, found_sets = jointly_chosen(found, moves, thetas, scores)
+    row |= {f'{kind}{name}': value for kind, value in found_sets.items()}
     if name:
       continue
     alone = _chosen(stages.independently(price=0.0, limit=60)(pending))
@@ -277,6 +265,44 @@ def sets(
     row['independent_sign_wrong'] = sum(p * t < 0 for p, t in pairs)
     row['error_over_score'] = uncertainty(found, moves, thetas, key, seed)
   return row
+
+
+def jointly_chosen(found: Trained, moves, thetas, scores):
+  """Candidates, and what sets of them chosen jointly promise and do."""
+  pending = members(found.net, moves, thetas, scores)
+  joint = _chosen(stages.jointly(price=0.0, z=0.0, limit=60)(pending))
+  true = [change(found, pending, c.indices) for c in joint]
+  straight = estimators.linearised(
+    *(found.net, moves, thetas, [c.indices for c in joint], found.data),
+    batch=BATCH,
+  )
+  predicted = np.array([c.predicted for c in joint])
+  columns = zip(predicted, straight, true)
+  return pending, {
+    'gram_relative_error': _off(predicted, true),
+    'linearised_relative_error': _off(straight, true),
+    'joint': {
+      len(c.indices): [round(float(x), 5) for x in column]
+      for c, column in zip(joint, columns)
+    },
+  }
+
+
+def random_sets(found: Trained, split, key) -> dict[str, Any]:
+  """Sets of splits along random directions, at half the weights' size.
+
+  Chosen, scored and built on the same examples, as in the specification's
+  trial (4.1 E).
+  """
+  estimator = estimators.gauss_newton(
+    batch=BATCH, relative=0.5, factor=estimators.softmax_exact()
+  )
+  arguments = key, found.net, split
+  none = [None] * len(split)
+  thetas = estimator.fit(*arguments, none, found.data, ()).thetas
+  scores = estimator.score(*arguments, thetas, found.data, ())
+  _, row = jointly_chosen(found, split, thetas, scores)
+  return {f'{name}_random': value for name, value in row.items()}
 
 
 def uncertainty(found: Trained, moves, thetas, key, seed) -> dict[int, float]:
@@ -363,6 +389,7 @@ def main(argv: list[str]) -> None:
     'train_loss': round(found.loss, 4),
     'device': jax.devices()[0].device_kind,
     **rankings(found, split, prune, key),
+    **random_sets(found, split, key),
     **sets(
       *(found, split, prune, key),
       seed=seed,
