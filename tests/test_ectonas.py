@@ -511,7 +511,9 @@ def test_parents_stay_where_no_child_can_be_trained(task, quick_compiler):
   nobody = stages.keep(stages.retrained).update(None, after, ())[0]
   assert not nobody.members
   kept = stages.or_parents(stages.keep(stages.retrained))
-  assert testing.check_stage(kept, after, jax.random.key(0)).members == after.members
+  assert (
+    testing.check_stage(kept, after, jax.random.key(0)).members == after.members
+  )
 
 
 def test_lessons_keep_the_laws_of_stages(task, quick_compiler):

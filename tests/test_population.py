@@ -522,9 +522,7 @@ def together(paths, code, *, devices):
     address = f'localhost:{free.getsockname()[1]}'
   connect = f'from jaxnas import mesh; mesh.connect({address!r}, {len(paths)}, '
   processes = [
-    start(
-      code.format(path=path), devices, (len(paths) > 1) * f'{connect}{i})'
-    )
+    start(code.format(path=path), devices, (len(paths) > 1) * f'{connect}{i})')
     for i, path in enumerate(paths)
   ]
   return [process.wait() for process in processes]

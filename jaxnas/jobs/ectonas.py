@@ -107,8 +107,8 @@ def _ectonas_stage(
     propose=_children(held, task),
     **knobs,
   )
-  ranking = (held['children'] == 'ranked') * _RANKING / (
-    job.per_epoch * job.batch
+  ranking = (
+    (held['children'] == 'ranked') * _RANKING / (job.per_epoch * job.batch)
   )
   # Without a match, nothing is decided.
   least = job.settings['epochs'] + ranking
