@@ -105,6 +105,9 @@ Plan = Callable[..., Sequence[Batch]]
 # that stay empty, and the bytes of activations that members side by side need.
 _COMPILING = 2.0
 _SPEED = 5e10
+# Programs' compilations that padding must cost before exact widths get their
+# own: they are likely to change, and then compile again.
+_WORTH = 10
 _SLOTS = 64
 _SPARE = 1 << 17
 _ACTIVATIONS = 4 << 30
@@ -119,7 +122,8 @@ def strategy(
   differ are stored at the larger ones of both where the operations that this
   adds take less time than compiling another program; what is computed is the
   same but for rounding. Members with dropout are not, because what it draws
-  depends on the capacity.
+  depends on the capacity. Where padding to buckets would cost more than 20
+  seconds, a training of hours, members are stored at their exact widths.
 
   On CPU the members run `in_turn`, elsewhere `at_once`. Milliseconds of CPU
   time for a member's training step (Adam, batch 64, one core of an EPYC that
@@ -154,8 +158,13 @@ def strategy(
     [(0, 1, 2)]
     >>> [b.members for b in apart(specs, **work)]
     [(0, 2), (1,)]
+    >>> [len(b.spec.padded) for b in strategy(specs[1:2], **work)]
+    [1]
+    >>> work['passes'] = 10**12
+    >>> [len(b.spec.padded) for b in strategy(specs[1:2], **work)]
+    [0]
   """
-  held = _structures(specs)
+  held = _exact(_structures(specs), specs, passes)
   shared: dict[Spec, list[int]] = {}
   # The largest first: what is smaller may find room in it.
   for spec in sorted(held, key=_operations, reverse=True):
@@ -196,6 +205,20 @@ def _structures(specs: Sequence[Spec]) -> dict[Spec, list[int]]:
   for i, spec in enumerate(specs):
     held.setdefault(morphisms.respec(padding(spec), spec), []).append(i)
   return held
+
+
+def _exact(held, specs, passes) -> dict[Spec, list[int]]:
+  """Structures of which those that are padded at great cost are not padded."""
+  found: dict[Spec, list[int]] = {}
+  for padded, members in held.items():
+    alike: dict[Spec, list[int]] = {}
+    for i in members:
+      alike.setdefault(specs[i], []).append(i)
+    for spec, own in alike.items():
+      added = (_operations(padded) - _operations(spec)) * len(own)
+      dear = added * passes / _SPEED > _WORTH * _COMPILING
+      found.setdefault(spec if dear else padded, []).extend(own)
+  return {spec: sorted(members) for spec, members in found.items()}
 
 
 def _batches(held, devices: int, batch: int) -> list[Batch]:
@@ -629,8 +652,16 @@ def at_once(f: Callable[..., Any]) -> Callable[..., Any]:
   return each
 
 
-def _on_mesh(each, mesh):
-  """Runs `each` on every device's own members: no device waits for another."""
+def on_mesh(each, mesh):
+  """Runs `each` on every device's own members: no device waits for another.
+
+  Args:
+    each: as `in_turn` and `at_once` make it.
+    mesh: the devices; the members are dealt out over its `population` axis.
+
+  Returns:
+    `all(carry, read, counts, shared)`, as `each` but with (devices,) counts.
+  """
   dealt = PartitionSpec(meshes.POPULATION)
   return jax.shard_map(
     lambda carry, read, counts, shared: each(carry, read, counts[0], shared),
@@ -641,6 +672,16 @@ def _on_mesh(each, mesh):
     axis_names={meshes.POPULATION},
     check_vma=False,
   )
+
+
+def _options(mesh) -> dict[str, Any] | None:
+  """XLA's options for a program on a mesh.
+
+  Several CPU devices of a process share its threads: each device's matrix
+  products keep to one, or all of them wait for each other's.
+  """
+  shared = jax.default_backend() == 'cpu' and len(mesh.local_devices) > 1
+  return {'xla_cpu_multi_thread_eigen': False} if shared else None
 
 
 def _over_data(mesh):
@@ -751,9 +792,11 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
     params, held, state, *_, total = end
     return ({**held, 'params': params}, state), total / length
 
-  each = _on_mesh(over(one), mesh)
+  each = on_mesh(over(one), mesh)
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @functools.partial(
+    jax.jit, donate_argnums=0, compiler_options=_options(mesh)
+  )
   def epoch(carry, read, counts, data: Data, number, length):
     return each(carry, read, counts, (data, number, length))
 
@@ -898,9 +941,9 @@ def _measure(spec, loss, metric, prepare, batch, over, mesh):
     batches = (count + batch - 1) // batch
     return carry, jax.lax.fori_loop(0, batches, add, jnp.zeros(2))
 
-  each = _on_mesh(over(one), mesh)
+  each = on_mesh(over(one), mesh)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=_options(mesh))
   def measure(variables, counts, data: Data, count):
     return each((), variables, counts, (data, count))[1]
 

@@ -5,7 +5,9 @@
 trains populations of one architecture and of mixed ones, ours by
 `jaxnas.training.fit_all`, theirs in PyTorch's eager mode, on the same cores
 (those of the process: `taskset -c 0,1 python -m ...`), in turns, so that
-whatever else the machine does meets both. Both shuffle, take batches of 64,
+whatever else the machine does meets both. How ours are trained together is
+planned as for a training of `--planned` examples a network, of which a repeat is
+an excerpt. Both shuffle, take batches of 64,
 and step by Adam. Compiling is excluded, all other host work of ours is
 included. It prints a JSON line for each population: member-steps a second of
 both, by wall time and by CPU time (`cpu_over_torch`, which another program on
@@ -53,6 +55,9 @@ _FORMS = flags.DEFINE_list(
 _CONV_STEPS = flags.DEFINE_integer('conv_steps', 4, 'Steps of an epoch.')
 _MLP_STEPS = flags.DEFINE_integer('mlp_steps', 50, 'Steps of an epoch.')
 _EPOCHS = flags.DEFINE_integer('epochs', 2, 'Epochs of a repeat.')
+_PLANNED = flags.DEFINE_integer(
+  'planned', 1_000_000, 'Examples for which the strategy plans.'
+)
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Repeats, of which the median.')
 _DEVICES = flags.DEFINE_integer(
   'devices', 0, 'CPU devices to deal members to; 0 for one for each core.'
@@ -125,8 +130,13 @@ def spec_of(shape: tuple[int, ...], widths: tuple[int, ...]) -> specs.Spec:
 
 def plan_of(form: str) -> training.Plan:
   """`strategy`, `apart`, or the latter in a given form."""
-  if form in ('strategy', 'apart'):
-    return getattr(training, form)
+  if form == 'strategy':
+    # A training step is a forward and two backward passes.
+    return lambda given, **work: training.strategy(
+      given, **{**work, 'passes': 3 * _PLANNED.value}
+    )
+  if form == 'apart':
+    return training.apart
   over = getattr(training, form)
 
   def plan(given, **work):
