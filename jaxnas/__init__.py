@@ -4,12 +4,15 @@ from jaxnas import algorithms as algorithms
 from jaxnas import base as base
 from jaxnas import checkpoint as checkpoint
 from jaxnas import combine as combine
+from jaxnas import curves as curves
 from jaxnas import draw as draw
 from jaxnas import estimators as estimators
 from jaxnas import groups as groups
 from jaxnas import jobs as jobs
 from jaxnas import layers as layers
+from jaxnas import learners as learners
 from jaxnas import mesh as mesh
+from jaxnas import mixing as mixing
 from jaxnas import morphisms as morphisms
 from jaxnas import network as network
 from jaxnas import report as report
@@ -69,6 +72,7 @@ __all__ = (
   'checkpoint',
   'combine',
   'count_compilations',
+  'curves',
   'draw',
   'estimators',
   'flops',
@@ -77,6 +81,7 @@ __all__ = (
   'init',
   'jobs',
   'layers',
+  'learners',
   'mesh',
   'morph',
   'morphisms',

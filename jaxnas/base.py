@@ -124,6 +124,100 @@ class Stage(NamedTuple):
   name: str
 
 
+class Genes(NamedTuple):
+  """What a genotype of integers stands for, and which weights a gene owns.
+
+  Attributes:
+    options: how many values each of the G genes may take.
+    owner: for each layer of a body the number of the gene that owns it, or
+      -1: an integer, or (S,) of them for a layer whose arrays have a leading
+      axis of S slots. A gene may own several layers (a width and both its
+      sides) or none (an activation).
+    names: of the genes, for people.
+    values: for each gene the names of its options, for people; or ().
+  """
+
+  options: tuple[int, ...]
+  owner: Mapping[str, Any]
+  names: tuple[str, ...]
+  values: tuple[tuple[str, ...], ...] = ()
+
+
+class Body(NamedTuple):
+  """What a member of an array population learns.
+
+  Attributes:
+    layers: the parameters, by layer; the unit that members exchange.
+    moments: the optimizer's state of each layer, see `mixing.layered`.
+    average: a running average of some of the layers, or {}.
+    rest: all else that is learned or remembered: batch statistics, replay,
+      the state of environments. It never leaves its member.
+  """
+
+  layers: Mapping[str, Any]
+  moments: Mapping[str, Any] = {}
+  average: Mapping[str, Any] = {}
+  rest: Any = ()
+
+
+class Member(NamedTuple):
+  """A body with its genotype, (G,) integers, and its hyper-parameters."""
+
+  body: Body
+  genes: jax.Array
+  hyper: Mapping[str, jax.Array] = {}
+
+
+class Learner(NamedTuple):
+  """How one member of an array population learns, as pure functions.
+
+  Architecture and hyper-parameters are data, so that members which differ in
+  both are one program. `data` is passed to every function rather than
+  captured, where it would be a constant of the program.
+
+  Attributes:
+    genes: the genotype.
+    init: `init(key, genes, hyper, data) -> Body`, of fresh weights.
+    train: `train(key, member, data) -> Body`, one round of learning.
+    measure: `measure(key, member, data) -> metrics`, a dict of arrays with the
+      scalar `fitness`, of which more is better: what is selected by.
+    test: as `measure`, on what nothing is selected by.
+    data: a pytree of arrays.
+    examples: training examples (or environment steps) of a member's round.
+  """
+
+  genes: Genes
+  init: Callable[..., Body]
+  train: Callable[..., Body]
+  measure: Callable[..., Mapping[str, jax.Array]]
+  test: Callable[..., Mapping[str, jax.Array]]
+  data: Any = ()
+  examples: int = 0
+
+
+class Members(NamedTuple):
+  """A population of equal shapes as arrays with a leading axis of N members.
+
+  Combinators and `run` work on it as on a `Population`; its stages are in
+  `jaxnas.stages.members`, and run under `jit`, `vmap` and `scan` too.
+
+  Attributes:
+    member: a `Member` whose leaves are stacked.
+    metrics: what the members were last measured at; a child that is not yet
+      measured has NaN there.
+    parents: (N, 2) who each member came from in its last generation, base and
+      donor; its own number where it stayed.
+    generation: how many generations are complete.
+    spent: what they have cost.
+  """
+
+  member: Member
+  metrics: Mapping[str, jax.Array]
+  parents: jax.Array
+  generation: int = 0
+  spent: Cost = Cost()
+
+
 class Space(NamedTuple):
   """Where architectures come from, as two functions.
 

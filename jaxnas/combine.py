@@ -155,6 +155,9 @@ def repeat(times: int, inner: Stage) -> Stage:
 def when(predicate: Callable[[Population], Any], inner: Stage) -> Stage:
   """Runs a stage only on populations for which `predicate` is true.
 
+  Under `jit` and `scan`, where what it says of an array population may be
+  traced, this is a `lax.cond`.
+
   Example:
     >>> from jaxnas import base
     >>> clear = stage(lambda key, p: p._replace(members=()), 'clear')
@@ -165,9 +168,11 @@ def when(predicate: Callable[[Population], Any], inner: Stage) -> Stage:
   """
 
   def update(key, population, state):
-    if not predicate(population):
-      return population, state
-    return inner.update(key, population, state)
+    due = predicate(population)
+    if isinstance(due, jax.core.Tracer):
+      skip = lambda key, population, state: (population, state)
+      return jax.lax.cond(due, inner.update, skip, key, population, state)
+    return inner.update(key, population, state) if due else (population, state)
 
   return Stage(inner.init, update, f'when({inner.name})')
 

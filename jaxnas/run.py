@@ -158,3 +158,51 @@ def run(
     if after is not None:
       after(population, state)
   return population, state
+
+
+def rounds(
+  key: Key,
+  stage: Stage,
+  population: Any,
+  count: int,
+  look: Callable[[Any], Any] = lambda population: (),
+) -> tuple[Any, Any]:
+  """`run` as one `lax.scan`, for stages of array populations.
+
+  It draws the same keys, and can be put under `jit`, and under `vmap` for many
+  searches at once. The population's state must keep its shapes, and `spent`
+  counts neither compilations nor seconds.
+
+  Args:
+    key: of the whole search.
+    stage: what a generation does, all of it by `jax.numpy`.
+    population: the first population, such as `base.Members`.
+    count: generations.
+    look: `look(population) -> pytree`, read after each generation.
+
+  Returns:
+    The last population, and what `look` saw, with a leading axis of
+    generations.
+
+  Example:
+    >>> from jaxnas import base, combine
+    >>> nothing = combine.stage(lambda key, population: population, 'nothing')
+    >>> start = base.Members((), {}, jax.numpy.zeros((2, 2)))
+    >>> last, seen = rounds(jax.random.key(0), nothing, start, 3,
+    ...                     lambda population: population.generation)
+    >>> int(last.generation), seen.tolist()
+    (3, [1, 2, 3])
+  """
+
+  def step(carry, generation):
+    population, state = carry
+    own = jax.random.fold_in(key, generation)
+    population, state = stage.update(own, population, state)
+    population = population._replace(generation=generation + 1)
+    return (population, state), look(population)
+
+  # What is a Python number at first is an array later.
+  start = jax.tree.map(jax.numpy.asarray, (population, stage.init(population)))
+  generations = population.generation + jax.numpy.arange(count)
+  (population, _), seen = jax.lax.scan(step, start, generations)
+  return population, seen

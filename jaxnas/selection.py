@@ -13,7 +13,7 @@ and draw differently.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -404,3 +404,315 @@ def crowded_tournament(size: int = 2, count: int = 1) -> Rule:
     return compete(key, xp.where(bad, xp.nan, spread - ranks))
 
   return rule
+
+
+class Parents(NamedTuple):
+  """Who is replaced, and by a child of whom.
+
+  Attributes:
+    slot: (n,) members that are replaced, each once.
+    base: (n,) the first parent of each child, the fitter of the two; where it
+      is the slot itself, that member stays as it is.
+    donor: (n,) the second parent, perhaps the same.
+  """
+
+  slot: Any
+  base: Any
+  donor: Any
+
+
+Pairing = Callable[[base.Key, Any], Parents]
+
+
+def _part(name: str, **fractions: float) -> None:
+  for field, fraction in fractions.items():
+    if not 0 < fraction <= 0.5:
+      raise ValueError(
+        f'{name}: {field} must be in (0, 1/2], got {fraction!r}.'
+      )
+
+
+def pairs(fraction: float = 0.25, best: float | None = None) -> Pairing:
+  """The worst part makes way for children of pairs from the best part.
+
+  The replacement of PBT-NAS (arXiv 2307.15621): each of the worst
+  int(fraction * n) members is replaced by a child of two distinct members
+  drawn uniformly from the best int(best * n); the fitter is the base.
+
+  Args:
+    fraction: of the members that are replaced, at most one half.
+    best: of the members that are parents; None for as many.
+
+  Returns:
+    A function of key and (n,) JAX scores to `Parents`; NaN ranks last.
+
+  Raises:
+    ValueError: for a fraction outside (0, 1/2], and, when called, for so few
+      members that there are no two parents.
+
+  Example:
+    >>> found = pairs()(jax.random.key(0), jnp.arange(8.0))
+    >>> found.slot.tolist(), found.base.tolist(), found.donor.tolist()
+    ([1, 0], [7, 7], [6, 6])
+  """
+  best = fraction if best is None else best
+  _part('pairs', fraction=fraction, best=best)
+
+  def pairing(key: base.Key, scores: Any) -> Parents:
+    count, pool = (int(part * len(scores)) for part in (fraction, best))
+    if pool < 2:
+      raise ValueError(
+        f'pairs: the best {best} of {len(scores)} members are {pool}, and a '
+        f'child needs two parents; take {math.ceil(2 / best)} members or more.'
+      )
+    ranked = order(scores)
+
+    def pair(key):
+      # Of places in the ranking, the first is that of the fitter.
+      return jnp.sort(jax.random.choice(key, pool, (2,), replace=False))
+
+    drawn = jax.vmap(pair)(jax.random.split(key, count))
+    slot = ranked[len(scores) - count :]
+    return Parents(slot, ranked[drawn[:, 0]], ranked[drawn[:, 1]])
+
+  return pairing
+
+
+def copies(fraction: float = 0.2) -> Pairing:
+  """The worst part is replaced by copies of members of the best part.
+
+  The truncation selection of population based training (Jaderberg et al. 2017,
+  arXiv 1711.09846, section 4.1).
+
+  Args:
+    fraction: of the members that are replaced, and that may be copied.
+
+  Raises:
+    ValueError: for a fraction outside (0, 1/2], and, when called, for so few
+      members that this is nobody.
+
+  Example:
+    >>> found = copies(0.25)(jax.random.key(0), jnp.arange(4.0))
+    >>> found.slot.tolist(), found.base.tolist()
+    ([0], [3])
+  """
+  _part('copies', fraction=fraction)
+
+  def pairing(key: base.Key, scores: Any) -> Parents:
+    count = int(fraction * len(scores))
+    if not count:
+      raise ValueError(
+        f'copies: fraction={fraction} of {len(scores)} members is nobody; take '
+        f'{math.ceil(1 / fraction)} members or more.'
+      )
+    ranked = order(scores)
+    source = ranked[jax.random.randint(key, (count,), 0, count)]
+    return Parents(ranked[len(scores) - count :], source, source)
+
+  return pairing
+
+
+def _others(key: base.Key, members: int) -> Any:
+  """For each member another one, drawn uniformly."""
+  step = jax.random.randint(key, (members,), 1, max(members, 2))
+  return (jnp.arange(members) + step) % members
+
+
+def duels() -> Pairing:
+  """Every member meets another, and is replaced by it if that is better.
+
+  The binary tournament of population based training (Jaderberg et al. 2017,
+  section 4.3). A member that diverged loses to any that did not.
+
+  Example:
+    >>> found = duels()(jax.random.key(0), jnp.array([1.0, 2.0]))
+    >>> found.slot.tolist(), found.base.tolist()
+    ([0, 1], [1, 1])
+  """
+
+  def pairing(key: base.Key, scores: Any) -> Parents:
+    place = jnp.argsort(order(scores))
+    own, other = jnp.arange(len(scores)), _others(key, len(scores))
+    better = (place[other] < place[own]) & (scores[other] != scores[own])
+    source = jnp.where(better, other, own)
+    return Parents(own, source, source)
+
+  return pairing
+
+
+def significant_duels(level: float = 0.05) -> Pairing:
+  """Duels that are lost only where the difference is no chance.
+
+  The t-test selection of population based training (Jaderberg et al. 2017,
+  section 4.1): a member is replaced by another whose mean of the last K scores
+  is higher, if Welch's one-sided test says so at the level.
+
+  Args:
+    level: of the test, in (0, 1).
+
+  Returns:
+    A function of key and (n, K) scores, K of at least 2, to `Parents`.
+
+  Raises:
+    ValueError: for a level outside (0, 1), and, when called, for other scores.
+
+  Example:
+    >>> scores = jnp.array([[1.0, 1.1, 0.9], [5.0, 5.1, 4.9]])
+    >>> significant_duels()(jax.random.key(0), scores).base.tolist()
+    [1, 1]
+  """
+  if not 0 < level < 1:
+    raise ValueError(
+      f'significant_duels: level must be in (0, 1), got {level!r}.'
+    )
+
+  def pairing(key: base.Key, scores: Any) -> Parents:
+    if scores.ndim != 2 or scores.shape[1] < 2:
+      raise ValueError(
+        'significant_duels: scores must be (n, K), K >= 2 of each member, got '
+        f'shape {scores.shape}.'
+      )
+    own, other = jnp.arange(len(scores)), _others(key, len(scores))
+    bad = jnp.isnan(scores).any(axis=1)
+    mean = scores.mean(axis=1)
+    noise = scores.var(axis=1, ddof=1) / scores.shape[1]
+    both = noise + noise[other]
+    t = (mean[other] - mean) / jnp.sqrt(jnp.maximum(both, 1e-30))
+    # Welch and Satterthwaite; P(T > t) by the incomplete beta function.
+    freedom = jnp.square(both) * (scores.shape[1] - 1)
+    freedom /= jnp.maximum(jnp.square(noise) + jnp.square(noise[other]), 1e-30)
+    freedom = jnp.maximum(freedom, 1.0)
+    tail = jax.scipy.special.betainc(
+      freedom / 2, 0.5, freedom / (freedom + jnp.square(t))
+    )
+    lost = (t > 0) & (tail / 2 < level)
+    lost = jnp.where(bad, ~bad[other], lost & ~bad[other])
+    source = jnp.where(lost, other, own)
+    return Parents(own, source, source)
+
+  return pairing
+
+
+def tournaments(fraction: float = 0.5, size: int = 2) -> Pairing:
+  """The best stay; children of winners of tournaments take the other places.
+
+  The replacement of EPBT (Liang et al. 2021, arXiv 2002.04225), whose elite is
+  the best half. For every child two tournaments are held, each among members
+  drawn without replacement from all but the one that is replaced; their winners
+  are the base, whose weights the child will have, and the donor, which may be
+  the fitter or the same.
+
+  Args:
+    fraction: of the members that are replaced, at most one half.
+    size: members in a tournament.
+
+  Returns:
+    A function of key and (n,) JAX scores to `Parents`; NaN ranks last.
+
+  Raises:
+    ValueError: for a fraction outside (0, 1/2] or a size below one, and, when
+      called, for fewer members than a tournament needs.
+
+  Example:
+    >>> found = tournaments(0.25, 3)(jax.random.key(0), jnp.arange(4.0))
+    >>> found.slot.tolist(), found.base.tolist(), found.donor.tolist()
+    ([0], [3], [3])
+  """
+  _part('tournaments', fraction=fraction)
+  _positive('tournaments', size=size)
+
+  def pairing(key: base.Key, scores: Any) -> Parents:
+    members, count = len(scores), int(fraction * len(scores))
+    if not count or size > members - 1:
+      raise ValueError(
+        f'tournaments: of {members} members a fraction of {fraction} is '
+        f'{count}, and a tournament needs {size} others; take more members.'
+      )
+    ranked = order(scores)
+    place = jnp.argsort(ranked)
+    slot = ranked[members - count :]
+
+    def winner(key, slot):
+      step = jax.random.choice(key, members - 1, (size,), replace=False)
+      others = (slot + 1 + step) % members
+      return others[jnp.argmin(place[others])]
+
+    keys = jax.random.split(key, (2, count))
+    won = jax.vmap(jax.vmap(winner), (0, None))(keys, slot)
+    return Parents(slot, won[0], won[1])
+
+  return pairing
+
+
+def novelty_order(
+  fitness: jax.Array, behaviour: jax.Array, elite: int, multiple: float = 2.0
+) -> jax.Array:
+  """The members with an elite that is fit and diverse in front.
+
+  Novelty selection (Shahrzad et al. 2018, arXiv 1803.03744), as known from
+  published code. The int(multiple * elite) fittest are the pool. Its
+  best stays first, and the others are sorted by the sum of their Euclidean
+  distances to all of the pool; the first `elite` are the elite. Every other one
+  is then put in, and of the closest pair the less fit is put out. That it is
+  the less fit, so that the best cannot be, and the order of the result within
+  and after the elite, by fitness, are choices made here.
+
+  Args:
+    fitness: (N,); NaN ranks last, and is nobody's neighbour: it is put out
+      first.
+    behaviour: (N, B) what a member did, such as which examples it had right.
+    elite: how many are wanted.
+    multiple: how many times as many to choose from, at least 1; with 1 the
+      elite are the fittest.
+
+  Returns:
+    (N,) indices: the elite, then all others. Distances take O(N^2 B), and each
+    of the pool's leftovers O(N^2).
+
+  Raises:
+    ValueError: for an elite of none or of more than all, a multiple below 1 or
+      a behaviour that is not (N, B).
+
+  Example:
+    >>> fitness = jnp.array([4.0, 3.0, 2.0, 1.0])
+    >>> behaviour = jnp.array([[0.0], [0.1], [5.0], [9.0]])
+    >>> novelty_order(fitness, behaviour, 2, 1.5).tolist()
+    [0, 2, 1, 3]
+  """
+  members = len(fitness)
+  if not 1 <= elite <= members or multiple < 1:
+    raise ValueError(
+      f'novelty_order: elite must be in 1..{members} and multiple at least 1, '
+      f'got {elite} and {multiple}.'
+    )
+  if behaviour.ndim != 2 or len(behaviour) != members:
+    raise ValueError(
+      f'novelty_order: behaviour must be ({members}, B), got shape '
+      f'{behaviour.shape}.'
+    )
+  ranked = order(jnp.asarray(fitness))
+  pool = min(int(multiple * elite), members)
+  held = ranked[:pool]
+  # From here on a member is its place in the pool: the larger, the less fit.
+  bad = jnp.isnan(fitness[held]) | jnp.isnan(behaviour[held]).any(axis=1)
+  seen = jnp.where(bad[:, None], 0.0, behaviour[held])
+  square = jnp.square(seen).sum(axis=1)
+  far = square[:, None] + square[None, :] - 2 * seen @ seen.T
+  far = jnp.sqrt(jnp.maximum(far, 0.0))
+  either = bad[:, None] | bad[None, :]
+  total = jnp.where(either, 0.0, far).sum(axis=1)
+  total = jnp.where(bad, -1.0, total).at[0].set(jnp.inf)
+  novel = order(total)
+  apart = jnp.where(either, -1.0, far)
+  upper = jnp.triu(jnp.ones((pool, pool), bool), 1)
+
+  def push(i, inside):
+    inside = inside.at[novel[i]].set(True)
+    pair = inside[:, None] & inside[None, :] & upper
+    closest = jnp.argmin(jnp.where(pair, apart, jnp.inf))
+    return inside.at[closest % pool].set(False)
+
+  inside = jnp.zeros(pool, bool).at[novel[:elite]].set(True)
+  inside = jax.lax.fori_loop(elite, pool, push, inside)
+  chosen = jnp.zeros(members, bool).at[:pool].set(inside)
+  return ranked[jnp.argsort(~chosen, stable=True)]

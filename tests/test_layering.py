@@ -28,6 +28,7 @@ LAYERS = {
   'base': 1.5,  # Types only, so that a task can be a `base.Task`.
   'morphisms': 2,
   'selection': 2,
+  'curves': 2,
   'tasks': 2,
   'mesh': 3,
   'training': 3,

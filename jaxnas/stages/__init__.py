@@ -1,5 +1,10 @@
 """Stages: the steps that searches are chains of."""
 
+from jaxnas.stages.arrays import advance as advance
+from jaxnas.stages.arrays import assess as assess
+from jaxnas.stages.arrays import champion as champion
+from jaxnas.stages.arrays import members as members
+from jaxnas.stages.arrays import replace as replace
 from jaxnas.stages.bracket import Fitness as Fitness
 from jaxnas.stages.bracket import Match as Match
 from jaxnas.stages.bracket import anyone as anyone
@@ -35,6 +40,11 @@ from jaxnas.stages.evolve import score as score
 from jaxnas.stages.evolve import select as select
 from jaxnas.stages.evolve import within as within
 from jaxnas.stages.evolve import youngest as youngest
+from jaxnas.stages.fire import Evaluation as Evaluation
+from jaxnas.stages.fire import Fire as Fire
+from jaxnas.stages.fire import fire as fire
+from jaxnas.stages.fire import foremost as foremost
+from jaxnas.stages.fire import pieces as pieces
 from jaxnas.stages.fit import realise as realise
 from jaxnas.stages.fit import train as train
 from jaxnas.stages.judge import judge as judge

@@ -1,0 +1,108 @@
+"""Networks that mix while they train, and what they are compared with."""
+
+from typing import Any
+
+from jaxnas import combine, mixing, selection, stages
+from jaxnas.base import Learner, Stage
+
+
+def evolving(learner: Learner, change: Stage, **where: Any) -> Stage:
+  """A round of an array population: change, learn, measure.
+
+  The first round changes nothing, since nothing is measured yet; so the last
+  one ends with all members measured.
+
+  Args:
+    learner: what the members are.
+    change: makes children, such as `stages.replace(...)`.
+    **where: `over` and `mesh` of `stages.advance` and `stages.assess`.
+  """
+  return combine.chain(
+    combine.when(lambda members: members.generation > 0, change),
+    stages.advance(learner, **where),
+    stages.assess(learner, **where),
+  )
+
+
+def pbt_nas(
+  learner: Learner,
+  *,
+  fraction: float = 0.25,
+  probability: float = 0.25,
+  keep: float = 0.4,
+  noise: float = 0.1,
+  moments: str = 'zero',
+  mixed: bool = True,
+  **where: Any,
+) -> Stage:
+  """One round of PBT-NAS.
+
+  Chebykin, Dushatskiy, Alderliesten and Bosman (2023), "Shrink-Perturb Improves
+  Architecture Mixing during Population Based Training for Neural Architecture
+  Search", arXiv 2307.15621. The worst quarter makes way for children of two
+  of the best quarter: the fitter's network, each gene of which comes with a
+  quarter's chance from the other, its weights shrunk and perturbed. Departures
+  are said in `jaxnas.mixing.mix`. With (keep, noise) = (1, 0) weights are copied
+  and with (0, 1) drawn anew, the paper's ablations.
+
+  Args:
+    learner: what the members are.
+    fraction: of members that are replaced, and that are parents.
+    probability: of a gene to come from the second parent.
+    keep: what remains of the weights that come.
+    noise: of fresh weights that is added.
+    moments: of the optimizer for those, see `jaxnas.mixing.mix`.
+    mixed: False for the ablation in which the fitter parent is both.
+    **where: `over` and `mesh`, see `stages.advance`.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import learners
+    >>> from jaxnas.run import run
+    >>> learner = learners.teacher(jax.random.key(0), slots=4, steps=5)
+    >>> start = stages.members(jax.random.key(1), learner, 8)
+    >>> last, _ = run(jax.random.key(2), pbt_nas(learner), start, 2)
+    >>> last.spent.examples
+    3840
+  """
+  child = mixing.mix(
+    learner.genes,
+    probability=probability,
+    keep=keep,
+    noise=noise,
+    moments=moments,
+  )
+  child = child if mixed else mixing.itself(child)
+  pairing = selection.pairs(fraction)
+  return evolving(learner, stages.replace(learner, pairing, child), **where)
+
+
+def mutation_only(
+  learner: Learner, *, fraction: float = 0.25, **where: Any
+) -> Stage:
+  """The baseline without a second parent (`jaxnas.mixing.mutate`).
+
+  A child is that of a member drawn from the best part.
+
+  Args:
+    learner: what the members are.
+    fraction: of members that are replaced, and that are parents.
+    **where: `over` and `mesh`, see `stages.advance`.
+  """
+  child = mixing.mutate(learner.genes)
+  pairing = selection.copies(fraction)
+  return evolving(learner, stages.replace(learner, pairing, child), **where)
+
+
+def train_only(learner: Learner, **where: Any) -> Stage:
+  """Random search: members learn and are measured, and none is replaced.
+
+  The first population is the sample; the best of it is the answer.
+
+  Args:
+    learner: what the members are.
+    **where: `over` and `mesh`, see `stages.advance`.
+  """
+  return combine.chain(
+    stages.advance(learner, **where), stages.assess(learner, **where)
+  )

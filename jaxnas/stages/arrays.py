@@ -1,0 +1,289 @@
+"""Stages of array populations: members that learn, are measured and replaced.
+
+Their populations are `base.Members`: equal shapes, architecture as data. All
+run under `jit`, `vmap` and `scan` as well as by themselves, where each is one
+compiled program; `jaxnas.run.rounds` is the loop for the former.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnas import combine, mixing, network, programs, selection, training
+from jaxnas import mesh as meshes
+from jaxnas.base import Cost, Key, Learner, Member, Members, Stage
+
+
+def members(
+  key: Key,
+  learner: Learner,
+  size: int,
+  priors: Mapping[str, mixing.Prior] | None = None,
+) -> Members:
+  """A first population: stratified genotypes, fresh bodies, drawn settings.
+
+  Args:
+    key: for all draws.
+    learner: what the members are.
+    size: N members.
+    priors: of hyper-parameters that the learner reads, by name.
+
+  Raises:
+    ValueError: for a size below one.
+
+  Example:
+    >>> from jaxnas import learners
+    >>> start = members(jax.random.key(0), learners.teacher(jax.random.key(1)), 4)
+    >>> start.member.genes.shape
+    (4, 40)
+  """
+  if size < 1:
+    raise ValueError(f'members: size must be at least 1, got {size}.')
+  names = ('genes', 'hyper', 'bodies')
+  keys = {name: network.named_key(key, name) for name in names}
+  genes = mixing.stratified(keys['genes'], learner.genes.options, size)
+  hyper = {
+    name: prior.sample(network.named_key(keys['hyper'], name), (size,))
+    for name, prior in (priors or {}).items()
+  }
+  bodies = _born(learner.init)(
+    _keys(keys['bodies'], size), genes, hyper, learner.data
+  )
+  member = Member(bodies, genes, hyper)
+  shapes = jax.eval_shape(
+    learner.measure, key, jax.tree.map(lambda x: x[0], member), learner.data
+  )
+  metrics = {
+    name: jnp.full((size, *leaf.shape), jnp.nan)
+    for name, leaf in shapes.items()
+  }
+  return Members(member, metrics, _themselves(size), 0, Cost())
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _keys(key: Key, size: int) -> Key:
+  """A key for each place in the population."""
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(size))
+
+
+def _themselves(size: int) -> jax.Array:
+  return jnp.tile(jnp.arange(size)[:, None], (1, 2))
+
+
+def _size(members: Members) -> int:
+  return len(members.parents)
+
+
+@programs.kept
+def _born(init):
+  return jax.jit(jax.vmap(init, in_axes=(0, 0, 0, None)))
+
+
+def _form(over: Any) -> Any:
+  if over is not None:
+    return over
+  cpu = jax.default_backend() == 'cpu'
+  return training.in_turn if cpu else training.at_once
+
+
+def _mesh(mesh: Any, size: int) -> jax.sharding.Mesh:
+  """The given mesh, or one of as many devices as deal the members evenly."""
+  if mesh is None:
+    devices = jax.devices()
+    if jax.process_count() == 1:
+      devices = devices[: math.gcd(len(devices), size)]
+    mesh = meshes.make(devices)
+  if size % mesh.shape[meshes.POPULATION]:
+    raise ValueError(
+      f'{size} members cannot be dealt evenly to '
+      f'{mesh.shape[meshes.POPULATION]} devices; take a multiple, or give a '
+      'smaller mesh (jaxnas.mesh.make).'
+    )
+  return mesh
+
+
+@programs.kept
+def _program(call, over, mesh):
+  """The program that calls a learner's function on every member."""
+
+  def one(carry, read, shared):
+    del carry
+    key, member = read
+    return (), call(key, member, shared)
+
+  each = over(one)
+  if mesh.size > 1:
+    each = training.on_mesh(each, mesh)
+
+  def run(keys, member, data):
+    size, devices = len(keys), mesh.shape[meshes.POPULATION]
+    count = size // devices
+    counts = count if mesh.size == 1 else jnp.full(devices, count, jnp.int32)
+    return each((), (keys, member), counts, data)[1]
+
+  return jax.jit(run)
+
+
+def _called(call, key: Key, members: Members, data, over, mesh) -> Any:
+  """What a learner's function gives for every member, on all devices."""
+  size = _size(members)
+  mesh = _mesh(mesh, size)
+  program = _program(call, _form(over), mesh)
+  given = (_keys(key, size), members.member)
+  if mesh.size > 1 and not _traced(given):
+    given = meshes.spread(given, mesh)
+    data = meshes.replicate(data, mesh)
+  return program(*given, data)
+
+
+def _traced(tree: Any) -> bool:
+  return any(
+    isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)
+  )
+
+
+def advance(learner: Learner, *, over: Any = None, mesh: Any = None) -> Stage:
+  """Every member learns for one round of the learner.
+
+  Args:
+    learner: whose `train` it is.
+    over: the form, `training.in_turn` or `at_once`; None for the first on CPU,
+      where a loop takes real branches and stays in cache, else the second.
+    mesh: the devices; None for as many as deal the members out evenly.
+
+  Raises:
+    ValueError: when run, for members that a given mesh cannot deal evenly.
+  """
+
+  def update(key: Key, members: Members) -> Members:
+    body = _called(learner.train, key, members, learner.data, over, mesh)
+    spent = members.spent.add(examples=_size(members) * learner.examples)
+    return members._replace(
+      member=members.member._replace(body=body), spent=spent
+    )
+
+  return combine.stage(update, 'advance')
+
+
+def assess(
+  learner: Learner,
+  *,
+  measure: Callable[..., Mapping[str, jax.Array]] | None = None,
+  over: Any = None,
+  mesh: Any = None,
+) -> Stage:
+  """Measures every member, on what the search may select by.
+
+  A metric that is not finite is NaN, which no rule of selection prefers.
+
+  Args:
+    learner: whose `measure` it is.
+    measure: another function to measure by, such as `learner.test` for a
+      report.
+    over: as of `advance`.
+    mesh: as of `advance`.
+  """
+  call = learner.measure if measure is None else measure
+
+  def update(key: Key, members: Members) -> Members:
+    metrics = _called(call, key, members, learner.data, over, mesh)
+    metrics = {
+      name: jnp.where(jnp.isfinite(values), values, jnp.nan)
+      for name, values in metrics.items()
+    }
+    spent = members.spent.add(evaluations=_size(members))
+    size = _size(members)
+    return members._replace(
+      metrics=metrics, spent=spent, parents=_themselves(size)
+    )
+
+  return combine.stage(update, 'assess')
+
+
+def replace(
+  learner: Learner,
+  pairing: selection.Pairing,
+  child: mixing.Child,
+  *,
+  by: str | Callable[[Members], Any] = 'fitness',
+) -> Stage:
+  """Members that a pairing gives up make way for children of others.
+
+  A child has the place of the member it replaces, and no metrics until it is
+  measured. Its key is that of its place, so that no two children are twins.
+
+  Args:
+    learner: draws fresh bodies.
+    pairing: who makes way and who is a parent, a function of key and scores,
+      such as `selection.pairs()`.
+    child: makes a child, such as `mixing.mix(learner.genes)`.
+    by: the metric that is the score, or a function of the members that gives
+      what the pairing reads, such as `algorithms.pulsation(...)`.
+
+  Raises:
+    ValueError: when run, for members without that metric.
+  """
+
+  def update(key: Key, members: Members) -> Members:
+    if not callable(by) and by not in members.metrics:
+      raise ValueError(
+        f'replace: members have no metric {by!r}, they have '
+        f'{sorted(members.metrics)}; add assess() before replace().'
+      )
+    scores = by(members) if callable(by) else members.metrics[by]
+    program = _replacing(learner.init, pairing, child)
+    member, metrics, parents = program(
+      key, members.member, dict(members.metrics), scores, learner.data
+    )
+    return members._replace(member=member, metrics=metrics, parents=parents)
+
+  return combine.stage(update, 'replace')
+
+
+@programs.kept
+def _replacing(init, pairing, child):
+  def run(key, member, metrics, scores, data):
+    pair_key, child_key = jax.random.split(key)
+    slot, base, donor = pairing(pair_key, scores)
+    size = len(member.genes)
+
+    def make(key, base, donor):
+      return child(key, base, donor, lambda *drawn: init(*drawn, data))
+
+    def gather(index):
+      return jax.tree.map(lambda leaf: leaf[index], member)
+
+    keys = _keys(child_key, size)[slot]
+    made = jax.vmap(make)(keys, gather(base), gather(donor))
+    own = base == slot
+
+    def scatter(all_, new):
+      stay = own.reshape(own.shape + (1,) * (new.ndim - 1))
+      return all_.at[slot].set(jnp.where(stay, all_[slot], new))
+
+    member = jax.tree.map(scatter, member, made)
+    metrics = {
+      name: scatter(values, jnp.full_like(values[slot], jnp.nan))
+      for name, values in metrics.items()
+    }
+    parents = scatter(_themselves(size), jnp.stack([base, donor], axis=1))
+    return member, metrics, parents
+
+  return jax.jit(run)
+
+
+def champion(population: Members, by: str = 'fitness') -> int:
+  """The number of the best member; the first among equals, NaN last.
+
+  Example:
+    >>> import numpy as np
+    >>> found = Members(None, {'fitness': np.array([1.0, np.nan, 2.0])}, None)
+    >>> champion(found)
+    2
+  """
+  return int(selection.order(np.asarray(population.metrics[by]))[0])
