@@ -170,8 +170,12 @@ def when(predicate: Callable[[Population], Any], inner: Stage) -> Stage:
   def update(key, population, state):
     due = predicate(population)
     if isinstance(due, jax.core.Tracer):
-      skip = lambda key, population, state: (population, state)
-      return jax.lax.cond(due, inner.update, skip, key, population, state)
+      return jax.lax.cond(
+        due,
+        inner.update,
+        lambda key, population, state: (population, state),
+        *(key, population, state),
+      )
     return inner.update(key, population, state) if due else (population, state)
 
   return Stage(inner.init, update, f'when({inner.name})')

@@ -238,7 +238,8 @@ def mix(
     ...   return Body({'a': jnp.full(2, 10.0)}, {'a': ()})
     >>> base, donor = (Member(Body({'a': jnp.full(2, w)}, {'a': ()}),
     ...                       jnp.array([n])) for n, w in ((0, 1.0), (1, 2.0)))
-    >>> child = mix(genes, probability=1.0)(jax.random.key(0), base, donor, init)
+    >>> make = mix(genes, probability=1.0)
+    >>> child = make(jax.random.key(0), base, donor, init)
     >>> child.genes.tolist(), child.body.layers['a'].tolist()
     ([1], [1.7999999523162842, 1.7999999523162842])
   """

@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxnas import algorithms, learners, mixing, run, selection, stages, tasks
+from jaxnas import algorithms, learners, mixing, selection, stages, tasks
 from jaxnas.base import Body, Genes, Learner, Member, Members
+from jaxnas.run import rounds, run
+from jaxnas.spaces.conv_slots import Network
 
 KEY = jax.random.key(0)
 HALF_SQUARED = jnp.array([0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
@@ -85,8 +87,7 @@ def test_some_coefficients_are_losses_that_are_known():
 
   def cross_entropy(logits):
     p, b = jax.nn.softmax(logits), 0.7
-    f = lambda p: -y * jnp.log(p)
-    slope = jax.grad(lambda p: f(p).sum())
+    slope = jax.grad(lambda p: (-y * jnp.log(p)).sum())
     at, one = jnp.full_like(p, b), jnp.ones_like(p)
     first, second = jax.jvp(slope, (at,), (one,))
     return (first * (p - b) + second / 2 * (p - b) ** 2).sum(axis=-1).mean()
@@ -180,7 +181,10 @@ def brute_force(fitness, behaviour, elite, multiple):
   """The same in plain Python."""
   ranked = sorted(range(len(fitness)), key=lambda i: -fitness[i])
   pool = ranked[: int(multiple * elite)]
-  apart = lambda i, j: float(np.linalg.norm(behaviour[i] - behaviour[j]))
+
+  def apart(i, j):
+    return float(np.linalg.norm(behaviour[i] - behaviour[j]))
+
   total = {i: sum(apart(i, j) for j in pool) for i in pool}
   novel = [pool[0], *sorted(pool[1:], key=lambda i: -total[i])]
   inside = novel[:elite]
@@ -324,15 +328,15 @@ def test_crossover_takes_each_from_one_of_the_parents():
 
 
 def test_jitter_moves_within_the_range_and_through_zero():
-  base = Member(Body({}), jnp.zeros(0), {
-    'rate': jnp.float32(0.03), 'shape': jnp.float32(0.0), 'x': jnp.float32(7)
-  })  # fmt: skip
+  hyper = {'rate': 0.03, 'shape': 0.0, 'x': 7.0}
+  hyper = {name: jnp.float32(value) for name, value in hyper.items()}
+  base = Member(Body({}), jnp.zeros(0), hyper)
   keys = jax.random.split(KEY, 500)
 
-  def hyper(child):
+  def drawn(child):
     return jax.vmap(lambda key: child(key, base, base, None).hyper)(keys)
 
-  found = hyper(mixing.jitter(PRIORS, scale=0.1))
+  found = drawn(mixing.jitter(PRIORS, scale=0.1))
   assert (found['x'] == 7).all()
   assert (found['shape'] > 0.05).any()
   assert (found['shape'] < -0.05).any()
@@ -340,12 +344,12 @@ def test_jitter_moves_within_the_range_and_through_zero():
   decades = jnp.log10(found['rate'] / 0.03)
   assert float(decades.std()) == pytest.approx(0.3, rel=0.1)
   # The control: no factor brings a hyper-parameter away from zero.
-  assert (hyper(mixing.explore(PRIORS))['shape'] == 0).all()
-  wide = hyper(mixing.jitter(PRIORS, scale=10.0))
+  assert (drawn(mixing.explore(PRIORS))['shape'] == 0).all()
+  wide = drawn(mixing.jitter(PRIORS, scale=10.0))
   for name, prior in PRIORS.items():
     assert wide[name].min() == pytest.approx(prior.low)
     assert wide[name].max() == pytest.approx(prior.high)
-  some = hyper(mixing.jitter(PRIORS, probability=0.25))
+  some = drawn(mixing.jitter(PRIORS, probability=0.25))
   assert 0.15 < float((some['shape'] != 0).mean()) < 0.35
 
 
@@ -438,8 +442,8 @@ def test_a_search_under_scan_is_the_search_on_the_host(how):
     how['by'] = algorithms.pulsation(2)
   stage = algorithms.epbt(learner, PRIORS, **how)
   start = stages.members(KEY, learner, 8, PRIORS)
-  host, _ = run.run(KEY, stage, start, 5)
-  scan, _ = jax.jit(lambda start: run.rounds(KEY, stage, start, 5))(start)
+  host, _ = run(KEY, stage, start, 5)
+  scan, _ = jax.jit(lambda start: rounds(KEY, stage, start, 5))(start)
   for one, two in zip(
     jax.tree.leaves((host.member, host.metrics, host.parents)),
     jax.tree.leaves((scan.member, scan.metrics, scan.parents)),
@@ -454,8 +458,8 @@ def test_it_finds_rates_that_learn_and_keep_finite():
   rates = start.member.hyper['rate']
   assert (rates > 0.5).any()
   searched = algorithms.epbt(learner, PRIORS, by='fitness')
-  last, _ = run.run(KEY, searched, start, 20)
-  control, _ = run.run(KEY, algorithms.train_only(learner), start, 20)
+  last, _ = run(KEY, searched, start, 20)
+  control, _ = run(KEY, algorithms.train_only(learner), start, 20)
   best = [
     float(m.metrics['fitness'][stages.champion(m)]) for m in (last, control)
   ]
@@ -469,7 +473,7 @@ def test_it_finds_rates_that_learn_and_keep_finite():
 def test_the_teacher_is_the_best_member_ever_measured():
   learner = climbing()
   stage = algorithms.distilled(learner)
-  start = stages.members(KEY, learner, 3, {})._replace(generation=0)
+  start = stages.members(KEY, learner, 3, PRIORS)
   hyper = {'rate': jnp.full(3, 0.1), 'shape': jnp.zeros(3)}
   start = start._replace(member=start.member._replace(hyper=hyper))
   state = stage.init(start)
@@ -504,15 +508,13 @@ def test_a_teacher_needs_room():
 @functools.cache
 def digits_learner():
   """A linear classifier, so that a search takes a second."""
-  from jaxnas.spaces.conv_slots import Network
-
   network = Network(
     Genes((), {'w': -1}, ()),
     lambda key, genes: {'w': jax.random.normal(key, (64, 10)) / 8},
     lambda layers, genes, x: x.reshape((len(x), -1)) @ layers['w'],
   )
   return learners.classifier(
-    tasks.digits(), network, steps=20, objective=learners.by_taylor
+    tasks.digits(), network, steps=50, objective=learners.by_taylor
   )
 
 
@@ -524,8 +526,8 @@ def test_it_searches_the_loss_of_classifiers():
   }
   start = stages.members(KEY, learner, 8, priors)
   stage = algorithms.epbt(learner, priors, by=algorithms.pulsation(2))
-  last, _ = run.run(KEY, stage, start, 6)
-  control, _ = run.run(KEY, algorithms.train_only(learner), start, 6)
+  last, _ = run(KEY, stage, start, 6)
+  control, _ = run(KEY, algorithms.train_only(learner), start, 6)
   assert last.spent.examples == control.spent.examples
   median, worse = (
     float(np.median(m.metrics['accuracy'])) for m in (last, control)

@@ -84,8 +84,12 @@ def learner(**settings):
 
 
 @functools.cache
+def compiled(call):
+  return jax.jit(call)
+
+
 def trained_by(given):
-  return jax.jit(given.train)
+  return compiled(given.train)
 
 
 def member(given, key=KEY, genes=(0,), **hyper):

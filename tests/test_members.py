@@ -1,4 +1,4 @@
-"""Array populations: what children inherit, who is replaced, and in which order.
+"""Array populations: what children inherit, who is replaced, in which order.
 
 The exact properties of PBT-NAS (pbt_nas specification, 5.2), each with what
 would break it.
@@ -109,14 +109,14 @@ def took_of(found: Member) -> np.ndarray:
 
 def test_weights_follow_their_genes_shrunk_and_perturbed():
   make = mixing.mix(GENES, probability=0.5, keep=0.4, noise=0.1)
-  seen = set()
+  seen, drawn = set(), []
+
+  def init(key, genes, hyper):
+    drawn.append((fresh(key, genes, hyper), np.asarray(genes)))
+    return drawn[-1][0]
+
   for seed in range(12):
-    drawn = []
-
-    def init(key, genes, hyper):
-      drawn.append((fresh(key, genes, hyper), np.asarray(genes)))
-      return drawn[-1][0]
-
+    drawn.clear()
     found = make(jax.random.key(seed), BASE, DONOR, init)
     took = took_of(found)
     seen.add(tuple(took.tolist()))
@@ -277,7 +277,10 @@ def test_survivors_are_untouched_and_the_worst_replaced():
   changed, _ = stage.update(jax.random.key(3), measured, ())
   order = np.argsort(np.asarray(measured.metrics['fitness']))
   gone, kept = order[:2], order[2:]
-  rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
+
+  def rows(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
   assert same(rows(held(changed), kept), rows(held(measured), kept))
   assert np.isnan(np.asarray(changed.metrics['fitness'])[gone]).all()
   parents = np.asarray(changed.parents)[gone]
@@ -331,7 +334,10 @@ def test_a_round_without_jit_is_the_round():
 def test_many_searches_at_once_are_the_searches_one_by_one():
   stage = algorithms.pbt_nas(small(), over=training.at_once)
   keys = jax.random.split(jax.random.key(5), 3)
-  search = lambda key: rounds(key, stage, start(), 3)[0]
+
+  def search(key):
+    return rounds(key, stage, start(), 3)[0]
+
   together = jax.jit(jax.vmap(search))(keys)
   for i, key in enumerate(keys):
     alone = jax.jit(search)(key)
@@ -369,7 +375,12 @@ def test_four_devices_give_the_search_of_one(tmp_path):
   with np.load(path) as found:
     assert len(found.files) == len(expected)
     for name, leaf in zip(found.files, expected):
-      assert np.array_equal(found[name], leaf, equal_nan=True)
+      if leaf.dtype == jnp.int32:  # Genes, parents and counts: all decisions.
+        assert np.array_equal(found[name], leaf)
+      np.testing.assert_allclose(found[name], leaf, rtol=1e-4, atol=1e-6)
+  # The comparison can fail: another key gives other parents.
+  other = searched(algorithms.pbt_nas(small()), seed=3)
+  assert not same(other.parents, expected[-1])
 
 
 def test_a_search_that_was_saved_goes_on_bit_for_bit(tmp_path):

@@ -47,7 +47,7 @@ def pulsation(
   def score(fitness, behaviour, generation):
     stay = len(fitness) - int((1 - elite) * len(fitness))
     order = selection.novelty_order(fitness, behaviour, stay, multiple)
-    place = -jnp.argsort(order).astype(fitness.dtype)
+    place = (-jnp.argsort(order)).astype(fitness.dtype)
     place = jnp.where(jnp.isnan(fitness), jnp.nan, place)
     return jnp.where(generation % cycle == 0, place, fitness)
 
@@ -99,7 +99,8 @@ def distilled(learner: Learner, **where: Any) -> Stage:
     return place(members, 0, jnp.array(-jnp.inf))
 
   def update(key, members, teacher):
-    fitness = jnp.nan_to_num(members.metrics['fitness'], nan=-jnp.inf)
+    fitness = members.metrics['fitness']
+    fitness = jnp.where(jnp.isnan(fitness), -jnp.inf, fitness)
     best = fitness.argmax()
     other = place(members, best, fitness[best])
     better = other.fitness > teacher.fitness
@@ -148,13 +149,14 @@ def epbt(
     **where: `over` and `mesh`, see `stages.advance`.
 
   Example:
-    >>> from jaxnas import learners, run
+    >>> from jaxnas import learners
+    >>> from jaxnas.run import run
     >>> learner = learners.teacher(jax.random.key(0), slots=4, steps=5)
     >>> priors = {'unread': mixing.Prior(0.1, 1.0)}
     >>> start = stages.members(jax.random.key(1), learner, 4, priors)
     >>> stage = epbt(learner, priors, by='fitness',
     ...              learn=stages.advance(learner))
-    >>> last, _ = run.run(jax.random.key(2), stage, start, 2)
+    >>> last, _ = run(jax.random.key(2), stage, start, 2)
     >>> last.spent.examples
     1920
   """

@@ -42,8 +42,8 @@ def pbt_nas(
   Search", arXiv 2307.15621. The worst quarter makes way for children of two
   of the best quarter: the fitter's network, each gene of which comes with a
   quarter's chance from the other, its weights shrunk and perturbed. Departures
-  are said in `jaxnas.mixing.mix`. With (keep, noise) = (1, 0) weights are copied
-  and with (0, 1) drawn anew, the paper's ablations.
+  are said in `jaxnas.mixing.mix`. With (keep, noise) = (1, 0) weights are
+  copied and with (0, 1) drawn anew, the paper's ablations.
 
   Args:
     learner: what the members are.

@@ -278,7 +278,7 @@ def clipped(
 def ppo(
   environment: control.Environment,
   *,
-  rate: float = 1e-3,
+  rate: float = 2e-3,
   entropy: float = 0.01,
   discount: float = 0.99,
   trace: float = 0.95,
@@ -288,7 +288,7 @@ def ppo(
   envs: int = 64,
   steps: int = 32,
   updates: int = 8,
-  epochs: int = 4,
+  epochs: int = 2,
   batches: int = 4,
   episodes: tuple[int, int] = (32, 64),
   **nets: Any,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxnas import mixing
-from jaxnas.base import Body, Genes, Key, Learner, Member
+from jaxnas.base import Body, Genes, Key, Learner
 
 # The options of a gene, in this order.
 ACTIVATIONS = {
@@ -72,10 +72,11 @@ def teacher(
     `error`, and `right`, the share of slots with the teacher's activation.
 
   Example:
+    >>> from jaxnas import base
     >>> learner = teacher(jax.random.key(0), slots=3, steps=2)
     >>> genes = jnp.array([0, 1, 2])
     >>> body = learner.init(jax.random.key(1), genes, {}, learner.data)
-    >>> member = Member(body, genes)
+    >>> member = base.Member(body, genes)
     >>> found = learner.measure(jax.random.key(2), member, learner.data)
     >>> sorted(found)
     ['error', 'fitness', 'right']

@@ -38,7 +38,8 @@ def members(
 
   Example:
     >>> from jaxnas import learners
-    >>> start = members(jax.random.key(0), learners.teacher(jax.random.key(1)), 4)
+    >>> learner = learners.teacher(jax.random.key(1))
+    >>> start = members(jax.random.key(0), learner, 4)
     >>> start.member.genes.shape
     (4, 40)
   """
@@ -120,10 +121,8 @@ def _program(call, over, mesh):
   if mesh.size > 1:
     each = training.on_mesh(each, mesh)
 
-  def run(keys, member, data):
-    size, devices = len(keys), mesh.shape[meshes.POPULATION]
-    count = size // devices
-    counts = count if mesh.size == 1 else jnp.full(devices, count, jnp.int32)
+  def run(keys, member, data, counts):
+    counts = counts if mesh.size > 1 else counts[0]
     return each((), (keys, member), counts, data)[1]
 
   return jax.jit(run)
@@ -134,11 +133,13 @@ def _called(call, key: Key, members: Members, data, over, mesh) -> Any:
   size = _size(members)
   mesh = _mesh(mesh, size)
   program = _program(call, _form(over), mesh)
+  devices = mesh.shape[meshes.POPULATION]
+  counts = np.full(devices, size // devices, np.int32)
   given = (_keys(key, size), members.member)
   if mesh.size > 1 and not _traced(given):
     given = meshes.spread(given, mesh)
     data = meshes.replicate(data, mesh)
-  return program(*given, data)
+  return program(*given, data, counts)
 
 
 def _traced(tree: Any) -> bool:
@@ -154,7 +155,8 @@ def advance(learner: Learner, *, over: Any = None, mesh: Any = None) -> Stage:
     learner: whose `train` it is.
     over: the form, `training.in_turn` or `at_once`; None for the first on CPU,
       where a loop takes real branches and stays in cache, else the second.
-    mesh: the devices; None for as many as deal the members out evenly.
+    mesh: the devices; None for as many as deal the members out evenly. How
+      many there are changes the rounding of what is learned, and no draw.
 
   Raises:
     ValueError: when run, for members that a given mesh cannot deal evenly.
@@ -197,10 +199,7 @@ def assess(
       for name, values in metrics.items()
     }
     spent = members.spent.add(evaluations=_size(members))
-    size = _size(members)
-    return members._replace(
-      metrics=metrics, spent=spent, parents=_themselves(size)
-    )
+    return members._replace(metrics=metrics, spent=spent)
 
   return combine.stage(update, 'assess')
 

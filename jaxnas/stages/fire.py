@@ -74,7 +74,7 @@ def pieces(points: int, inner: Stage, *, by: str = 'fitness') -> Stage:
     ValueError: for less than one point.
 
   Example:
-    >>> from jaxnas import learners, stages
+    >>> from jaxnas import combine, learners, stages
     >>> learner = learners.plain(steps=2)
     >>> inner = combine.chain(stages.advance(learner), stages.assess(learner))
     >>> start = stages.members(jax.random.key(0), learner, 3,
