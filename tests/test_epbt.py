@@ -514,7 +514,7 @@ def digits_learner():
     lambda layers, genes, x: x.reshape((len(x), -1)) @ layers['w'],
   )
   return learners.classifier(
-    tasks.digits(), network, steps=50, objective=learners.by_taylor
+    tasks.digits(shift=0), network, steps=40, objective=learners.by_taylor
   )
 
 
@@ -533,7 +533,7 @@ def test_it_searches_the_loss_of_classifiers():
     float(np.median(m.metrics['accuracy'])) for m in (last, control)
   )
   assert median > worse + 0.1
-  assert float(last.metrics['accuracy'].max()) > 0.9
+  assert float(last.metrics['accuracy'].max()) > 0.7
   for name, prior in priors.items():
     values = last.member.hyper[name]
     assert (values >= prior.low * (1 - 1e-6)).all() or prior.low < 0

@@ -43,7 +43,7 @@ def fresh():
 
 @functools.cache
 def digits():
-  return tasks.digits()
+  return tasks.digits(shift=0)
 
 
 def filled():
@@ -111,18 +111,18 @@ def different(a, b):
 
 def test_every_option_of_every_gene_changes_the_output():
   held, x = filled(), pictures()
-  base = np.tile([CONV3, RELU], 4).astype(np.int32)
-  once = applied()(held, base, x)
-  assert (applied()(held, base, x) == once).all()  # The control.
   for gene, count in enumerate(space().genes.options):
     seen = []
     for option in range(count):
-      own = base.copy()
+      # The other slots hand on what they get.
+      own = np.zeros(8, np.int32)
+      own[gene // 2 * 2 :][:2] = [CONV3, RELU]
       own[gene] = option
       seen.append(applied()(held, own, x))
+    assert different(seen[-1], applied()(held, own, x)) == 0  # The control.
     for i in range(count):
       for j in range(i):
-        assert different(seen[i], seen[j]) > 1e-3, (gene, i, j)
+        assert different(seen[i], seen[j]) > 1e-2, (gene, i, j)
 
 
 def at(tree, i):
@@ -275,10 +275,19 @@ def test_spaces_that_cannot_be_are_refused(shape, settings, message):
 def convolutional():
   """A population of slots on digits, and what became of it in a few rounds.
 
-  Half its members have the learning rate 0.
+  Half its members have the learning rate 0, and half are the same network.
   """
-  given = learners.classifier(digits(), space(), steps=40, batch=32)
+  small = conv_slots((8, 8, 1), 10, widths=(8, 16), slots=1)
+  given = learners.classifier(digits(), small, steps=50, batch=32)
   start = stages.members(KEY, given, 4)
+  same = jnp.array([[CONV3, RELU] * 2] * 2)
+  genes = start.member.genes.at[:2].set(same)
+  bodies = [
+    given.init(jax.random.fold_in(KEY, i), own, {}, given.data)
+    for i, own in enumerate(genes)
+  ]
+  body = jax.tree.map(lambda *leaves: jnp.stack(leaves), *bodies)
+  start = start._replace(member=Member(body, genes))
   rates = jnp.array([1e-2, 0.0, 1e-2, 0.0])
   hyper = {'learning_rate': rates, 'smoothing': jnp.full(4, 0.05)}
   start = start._replace(member=start.member._replace(hyper=hyper))
@@ -304,8 +313,9 @@ def convolutional():
 def test_it_learns_digits_and_not_at_the_rate_zero(convolutional):
   start, last, _, _ = convolutional
   accuracy = last.metrics['accuracy']
-  assert (accuracy[::2] > 0.6).all(), accuracy
-  assert (accuracy[1::2] < 0.4).all(), accuracy
+  assert accuracy[0] > 0.75
+  assert accuracy[1] < 0.3
+  assert accuracy[2] > accuracy[3] + 0.1
   layers = [
     jax.tree.map(lambda leaf: leaf[1::2], members.member.body.layers)
     for members in (start, last)
@@ -345,7 +355,7 @@ def test_members_own_settings_decide_how_they_learn(name):
     teacher = member(given, jax.random.key(7))
     teacher = images.Teacher(teacher.body.layers, teacher.genes, jnp.array(0.5))
     data = {**data, 'teacher': teacher}
-  values = {'learning_rate': (1e-3, 5e-3), 'weight_decay': (0.0, 0.1)}
+  values = {'learning_rate': (1e-3, 5e-3), 'weight_decay': (0.0, 1.0)}
   # Away from zero: with c5 = c6 = 0 it does not matter where y is expanded.
   about = {'taylor_c5': 0.5, 'taylor_c6': 0.5}
   low, high = values.get(name, (0.1, 0.4))
@@ -379,15 +389,15 @@ def test_defaults_are_given_to_members_without_their_own():
 
 def test_a_teacher_pulls_the_student_to_its_predictions():
   given = learner()
-  best = trained_by(learner(steps=300))(KEY, member(given), given.data)
+  best = trained_by(given)(KEY, member(given, learning_rate=1e-2), given.data)
   wrong = {**best.layers, 'head': best.layers['head'][:, ::-1]}
-  student = member(given, distillation=1.0)
+  student = member(given, distillation=1.0, learning_rate=1e-2)
 
   def accuracy(layers, fitness):
     teacher = images.Teacher(layers, jnp.array([0]), jnp.array(fitness))
     data = {**given.data, 'teacher': teacher}
     body = trained_by(given)(KEY, student, data)
-    for _ in range(5):
+    for _ in range(3):
       body = trained_by(given)(KEY, student._replace(body=body), data)
     own = student._replace(body=body)
     return float(given.measure(KEY, own, data)['accuracy'])
@@ -463,6 +473,19 @@ def test_only_the_test_reads_the_test_split():
     )
   assert len(given.test(KEY, own, other)['behaviour']) == 50
   assert len(given.test(KEY, own, given.data)['behaviour']) == 359
+
+
+@pytest.mark.parametrize('name', ['prepare', 'augment'])
+def test_training_sees_images_prepared_and_augmented(name):
+  black = {'prepare': lambda x: x * 0.0, 'augment': lambda key, x: x * 0.0}
+  given = learners.classifier(
+    digits()._replace(**{name: black[name]}), mlp(), steps=3
+  )
+  start = member(given)
+  blind = trained_by(given)(KEY, start, given.data)
+  assert different(blind.layers, start.body.layers) == 0
+  seeing = trained_by(learner())(KEY, start, given.data)
+  assert different(seeing.layers, start.body.layers) > 1e-3
 
 
 def test_batches_are_epochs_one_after_another():

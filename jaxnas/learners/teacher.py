@@ -34,6 +34,11 @@ def _activated(genes: jax.Array, z: jax.Array) -> jax.Array:
   return jnp.select(which, [f(z) for f in ACTIVATIONS.values()])
 
 
+def _read(x: jax.Array, u: jax.Array) -> jax.Array:
+  """(B, S, H) products of each slot's few inputs, fused into what follows."""
+  return sum(x[:, :, i, None] * u[None, :, i] for i in range(x.shape[-1]))
+
+
 def teacher(
   key: Key,
   *,
@@ -104,13 +109,13 @@ def teacher(
 
   def outputs(layers, own, x):
     held = layers['slots']
-    z = jnp.einsum('bsi,sih->bsh', x, held['u']) + held['b'][None]
-    each = jnp.einsum('bsh,sh->bs', _activated(own, z), held['v'])
+    z = _read(x, held['u']) + held['b'][None]
+    each = (_activated(own, z) * held['v'][None]).sum(axis=2)
     return (each + held['c'][None]).sum(axis=1)
 
   def targets(data, x):
-    z = jnp.einsum('bsi,sih->bsh', x, data['u'])
-    each = jnp.einsum('bsh,sh->bs', _activated(data['genes'], z), data['v'])
+    z = _read(x, data['u'])
+    each = (_activated(data['genes'], z) * data['v'][None]).sum(axis=2)
     each = (each - data['mean'][None]) / data['deviation'][None]
     return each.sum(axis=1) / np.sqrt(slots)
 
@@ -151,8 +156,8 @@ def teacher(
     'deviation': jnp.ones(slots),
   }
   x = jax.random.normal(keys[3], (8000, slots, inputs))
-  z = jnp.einsum('bsi,sih->bsh', x, data['u'])
-  each = jnp.einsum('bsh,sh->bs', _activated(data['genes'], z), data['v'])
+  z = _read(x, data['u'])
+  each = (_activated(data['genes'], z) * data['v'][None]).sum(axis=2)
   data |= {'mean': each.mean(axis=0), 'deviation': each.std(axis=0)}
   for split, own, count in zip(('valid', 'test'), keys[4:], points):
     x = jax.random.normal(own, (count, slots, inputs))
