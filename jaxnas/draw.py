@@ -440,6 +440,141 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> Any:
   return figure
 
 
+def fitness(rows: Sequence[Mapping[str, Any]]) -> Any:
+  """Searches of array populations beside each other.
+
+  Args:
+    rows: rows of `metrics.jsonl`, oldest first.
+
+  Returns:
+    The Matplotlib figure: the fitness of the best member (full line) and the
+    population's median (dashed) against training examples.
+
+  Raises:
+    ValueError: if there are no rows.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> row = {'search': 'pbt_nas', 'generation': 1, 'examples': 500}
+    >>> figure = fitness([{**row, 'fitness': 0.5, 'median_fitness': 0.4}])
+    >>> figure.axes[0].get_ylabel()
+    'fitness'
+  """
+  figure = _figure(9, 3.5, 'constrained')
+  ax = figure.subplots()
+  for i, (name, found) in enumerate(_searches(rows).items()):
+    colour = _COLOURS[i % len(_COLOURS)]
+    dots = 'o' if len(found) == 1 else ''
+    for column, style in (('fitness', '-'), ('median_fitness', '--')):
+      label = name.replace('_', ' ') if style == '-' else None
+      ax.plot(
+        *(_column(found, 'examples'), _column(found, column)),
+        color=colour,
+        linestyle=style,
+        marker=dots,
+        label=label,
+      )
+  ax.set_xlabel('training examples')
+  ax.set_ylabel('fitness')
+  _plain(ax)
+  _thousands(ax.xaxis)
+  ax.legend(fontsize=8, frameon=False, title='best; dashed: median')
+  return figure
+
+
+def lineage(rows: Sequence[Mapping[str, Any]]) -> Any:
+  """An array population through its generations.
+
+  Args:
+    rows: rows of `metrics.jsonl` of one search, oldest first, with
+      `population` (`jaxnas.workdir.summary_row`).
+
+  Returns:
+    The Matplotlib figure. On the left the members' places, one line each, in
+    the colour of the founder that its base descends from; where a member is
+    replaced, lines come from the places of its base and, thinner, of its donor.
+    On the right, for each gene or hyper-parameter, how common the last best
+    member's option is, or where between its extremes the population's median
+    lies.
+
+  Raises:
+    ValueError: if there are no such rows.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> held = {'fitness': [0.1, 0.2], 'genes': [[0], [1]],
+    ...         'parents': [[0, 0], [1, 1]]}
+    >>> row = {'generation': 1, 'population': held}
+    >>> len(lineage([row, {**row, 'generation': 2}]).axes) >= 2
+    True
+  """
+  held = [row['population'] for row in rows if 'population' in row]
+  if not held:
+    raise ValueError('lineage: no row has a population.')
+  from matplotlib import colormaps
+
+  figure = _figure(10, 4.2, 'constrained')
+  left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+  size = len(held[0]['fitness'])
+  founder, colours = np.arange(size), colormaps['turbo']
+  for x, now in enumerate(held):
+    base, donor = np.asarray(now['parents'], int).reshape(size, 2).T
+    before, founder = founder, founder[base]
+    for i in range(size):
+      colour = colours(founder[i] / max(size - 1, 1))
+      if x:
+        style = {'color': colour, 'solid_capstyle': 'round'}
+        left.plot([x, x + 1], [base[i], i], linewidth=1.6, **style)
+        if donor[i] != base[i]:
+          style['color'] = colours(before[donor[i]] / max(size - 1, 1))
+          left.plot([x, x + 1], [donor[i], i], linewidth=0.5, **style)
+      left.plot(x + 1, i, 'o', markersize=2.5, color=colour)
+  left.set_xlabel('generation')
+  left.set_ylabel('place in the population')
+  left.set_title('lineage; colour: the founder of the base', fontsize=9)
+  _shares(figure, right, held)
+  _plain(left)
+  _whole_numbers(left.xaxis)
+  _whole_numbers(left.yaxis)
+  return figure
+
+
+def _shares(figure, ax, held: Sequence[Mapping[str, Any]]) -> None:
+  """How common the last best member's options are in each generation."""
+  last = [-math.inf if f is None else f for f in held[-1]['fitness']]
+  best = int(np.argmax(last))
+  genes = np.asarray([now['genes'] for now in held])
+  lines = [(genes == genes[-1, best]).mean(axis=1).T] if genes.size else []
+  for name in sorted(held[0]):
+    if name.startswith('hyper/'):
+      values = np.asarray([now[name] for now in held], float)
+      values = values.reshape(len(held), len(last), -1)
+      low, high = values.min(axis=(0, 1)), values.max(axis=(0, 1))
+      middle = np.median(values, axis=1) - low
+      lines.append((middle / np.maximum(high - low, 1e-12)).T)
+  if not lines:
+    ax.set_visible(False)
+    return
+  image = ax.imshow(
+    np.concatenate(lines),
+    aspect='auto',
+    interpolation='nearest',
+    cmap=_blues(),
+    vmin=0,
+    vmax=1,
+    extent=(0.5, len(held) + 0.5, sum(map(len, lines)) - 0.5, -0.5),
+  )
+  figure.colorbar(image, ax=ax, shrink=0.7)
+  ax.set_xlabel('generation')
+  ax.set_ylabel('gene' if genes.size else 'hyper-parameter')
+  share = "share with the last best one's option"
+  ax.set_title(
+    share if genes.size else 'median, between the extremes', fontsize=9
+  )
+  _whole_numbers(ax.xaxis)
+  _whole_numbers(ax.yaxis)
+
+
 def _searches(
   rows: Iterable[Mapping[str, Any]],
 ) -> dict[str, list[Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -16,7 +17,7 @@ import rich.table
 
 from jaxnas import draw, groups, workdir
 from jaxnas import spec as specs
-from jaxnas.base import Event, Population
+from jaxnas.base import Event, Members, Population
 
 # Lines for the generations of a search in which nothing but training happens.
 LINES = 10
@@ -83,13 +84,10 @@ def generation_line(
     population: after the generation.
     left: seconds left, by the mean of the generations so far.
   """
-  best = workdir.leader(population)
-  metrics, spent = best.metrics, population.spent
+  spent = population.spent
   parts = [
     f'{population.generation:>4}/{search.generations}',
-    f'valid {100 * metrics.get("valid_metric", float("nan")):5.1f} %',
-    f'loss {metrics.get("train_loss", float("nan")):.3f}',
-    f'params {metrics.get("params", 0):>8,}',
+    *_state(population),
     f'compiled {spent.compilations:>3} in {spent.compiling:.0f} s',
     f'{spent.seconds:5.0f} s, {left:.0f} s left',
   ]
@@ -97,8 +95,25 @@ def generation_line(
   return '  '.join(parts)
 
 
-def _events(population: Population) -> list[Event]:
+def _state(population: Population | Members) -> list[str]:
+  """How good a population is, in words."""
+  if isinstance(population, Members):
+    row = workdir.summary_row(population)
+    names = ('fitness', 'median_fitness')
+    found = {name: row[name] for name in names if row[name] is not None}
+    return [f'{_spaced(name)} {value:.4g}' for name, value in found.items()]
+  metrics = workdir.leader(population).metrics
+  return [
+    f'valid {100 * metrics.get("valid_metric", float("nan")):5.1f} %',
+    f'loss {metrics.get("train_loss", float("nan")):.3f}',
+    f'params {metrics.get("params", 0):>8,}',
+  ]
+
+
+def _events(population: Population | Members) -> list[Event]:
   """What happened to the best member in the last generation."""
+  if isinstance(population, Members):
+    return []  # Replacements are many, and in the picture of the lineage.
   lineage = workdir.leader(population).lineage
   return [e for e in lineage if e.generation == population.generation - 1]
 
@@ -151,6 +166,35 @@ def results(rows: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
       name,
       f'{row["test_accuracy"]:.4f}',
       f'{row["params"]:,}',
+      f'{row["examples"]:,}',
+      compiled(row),
+      _number('seconds', row['seconds']),
+    )
+  return table
+
+
+def members_results(rows: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+  """The table of results of array populations.
+
+  Args:
+    rows: for each search `fitness`, `median_fitness`, `examples`,
+      `compilations` and `seconds`; and, if known, `compiling`.
+
+  Example:
+    >>> row = {'fitness': 0.5, 'median_fitness': 0.4, 'examples': 100,
+    ...        'compilations': 3, 'seconds': 2.0}
+    >>> members_results({'pbt': row}).row_count
+    1
+  """
+  table = rich.table.Table(title='Results on what nothing is selected by')
+  table.add_column('search')
+  for title in ('fitness', 'median', 'examples', 'compiled', 'seconds'):
+    table.add_column(title, justify='right', no_wrap=True)
+  for name, row in rows.items():
+    table.add_row(
+      _spaced(name),
+      f'{row["fitness"]:.4f}',
+      f'{row["median_fitness"]:.4f}',
       f'{row["examples"]:,}',
       compiled(row),
       _number('seconds', row['seconds']),
@@ -222,7 +266,23 @@ def html(folder: workdir.Folder) -> pathlib.Path:
   parts += [_paragraph(_status(settings, summary, searches))]
   if summary is not None:
     parts += ['<h2>Results on the test split</h2>', _results(summary)]
-  if shown:
+  if any('population' in row for row in shown):
+    parts += [
+      '<h2>How it went</h2>',
+      _picture(
+        'Fitness of the best member and of the median, against examples',
+        lambda: draw.fitness(every),
+      ),
+      '<h2>Lineage</h2>',
+      *(
+        _picture(
+          f'{_spaced(name)}: who descends from whom, and what they are',
+          functools.partial(draw.lineage, rows),
+        )
+        for name, rows in searches.items()
+      ),
+    ]
+  elif shown:
     parts += [
       '<h2>How it went</h2>',
       _picture(

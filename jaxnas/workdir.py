@@ -6,7 +6,8 @@ seed.json        the spec of the network that growth starts from
 metrics.jsonl    one line for every generation of every search
 tensorboard/     the same as TensorBoard events, a folder for each search
 checkpoints/     one folder for each search (jaxnas.checkpoint)
-best/            spec.json and weights.msgpack of the network found
+best/            spec.json and weights.msgpack of the network found; of
+                 members genotype.json instead of the spec
 summary.json     the table of results
 report.html      all of it for reading (jaxnas.report.html), made at the end
 ```
@@ -16,6 +17,7 @@ complete generation, and lines of later ones are dropped before they are
 written again.
 """
 
+import functools
 import json
 import math
 import os
@@ -28,9 +30,17 @@ import flax.serialization
 import jax
 import numpy as np
 
-from jaxnas import checkpoint, groups, network
+from jaxnas import checkpoint, groups, network, selection
 from jaxnas import spec as specs
-from jaxnas.base import Candidate, Key, Population, Stage
+from jaxnas.base import (
+  Candidate,
+  Genes,
+  Key,
+  Member,
+  Members,
+  Population,
+  Stage,
+)
 from jaxnas.run import run
 
 Folder = str | os.PathLike
@@ -43,14 +53,14 @@ class Search(NamedTuple):
     name: of its lines in `metrics.jsonl` and its folder of checkpoints.
     key: of all its randomness.
     stage: one generation.
-    population: the first population.
+    population: the first population, a `Population` or `Members`.
     generations: the total number of generations.
   """
 
   name: str
   key: Key
   stage: Stage
-  population: Population
+  population: Population | Members
   generations: int
 
 
@@ -222,8 +232,62 @@ def leader(population: Population) -> Candidate:
   return max(candidates, key=value)
 
 
-def summary_row(population: Population) -> dict[str, Any]:
-  """A generation as one record of its best member and its cost."""
+@functools.singledispatch
+def summary_row(population: Any) -> dict[str, Any]:
+  """A generation as one record of its best member and its cost.
+
+  Of `Members` also what every one of them is: under `population` its fitness,
+  genes, hyper-parameters and parents, in the order of places.
+
+  Args:
+    population: a `Population` or `Members`.
+
+  Raises:
+    TypeError: for anything else.
+  """
+  raise TypeError(
+    f'a search has a Population or Members, got {type(population).__name__}.'
+  )
+
+
+@summary_row.register
+def _(population: Members) -> dict[str, Any]:
+  fitness = np.asarray(population.metrics['fitness'], float)
+  best = int(selection.order(fitness)[0])
+  finite = fitness[np.isfinite(fitness)]
+
+  def listed(values):
+    found = np.asarray(values).tolist()
+    return (
+      [None if v != v else v for v in found]
+      if np.ndim(values) == 1
+      else (found)
+    )
+
+  return {
+    'generation': population.generation,
+    'members': len(fitness),
+    'median_fitness': float(np.median(finite)) if len(finite) else None,
+    **{
+      name: listed(values)[best]
+      for name, values in population.metrics.items()
+      if np.ndim(values) == 1
+    },
+    **population.spent._asdict(),
+    'population': {
+      'fitness': listed(fitness),
+      'genes': listed(population.member.genes),
+      'parents': listed(population.parents),
+      **{
+        f'hyper/{name}': listed(values)
+        for name, values in population.member.hyper.items()
+      },
+    },
+  }
+
+
+@summary_row.register
+def _(population: Population) -> dict[str, Any]:
   best = leader(population)
   row = {
     'generation': population.generation,
@@ -251,6 +315,53 @@ def summary_row(population: Population) -> dict[str, Any]:
   return row
 
 
+def save_member(folder: Folder, member: Member, genes: Genes) -> None:
+  """Writes `genotype.json` and `weights.msgpack` of a member.
+
+  The weights are its layers, and under `average` their running average; what
+  only training needs is left out.
+
+  Args:
+    folder: is made, or replaced as a whole.
+    member: one member, without an axis of members.
+    genes: what its genotype stands for.
+  """
+  chosen = [int(gene) for gene in np.asarray(member.genes)]
+  genotype = {
+    'genes': chosen,
+    'names': dict(zip(genes.names, chosen)),
+    'values': {
+      name: options[gene]
+      for name, options, gene in zip(genes.names, genes.values, chosen)
+    },
+    'hyper': {name: float(value) for name, value in member.hyper.items()},
+  }
+  weights = {'layers': member.body.layers, 'average': member.body.average}
+  weights = jax.tree.map(np.asarray, weights)
+
+  def write(path: pathlib.Path) -> None:
+    text = json.dumps(genotype, indent=1) + '\n'
+    (path / 'genotype.json').write_text(text)
+    (path / 'weights.msgpack').write_bytes(
+      flax.serialization.msgpack_serialize(weights)
+    )
+
+  _replace_folder(folder, write)
+
+
+def _replace_folder(
+  folder: Folder, write: Callable[[pathlib.Path], None]
+) -> None:
+  """Has a folder written, which is there whole or not at all."""
+  path = pathlib.Path(folder)
+  partial = path.with_name(path.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  write(partial)
+  shutil.rmtree(path, ignore_errors=True)
+  os.replace(partial, path)
+
+
 def save_network(folder: Folder, net: network.Network) -> None:
   """Writes `spec.json` and `weights.msgpack` (Flax serialization).
 
@@ -260,17 +371,15 @@ def save_network(folder: Folder, net: network.Network) -> None:
     folder: is made, or replaced as a whole.
     net: the network.
   """
-  path = pathlib.Path(folder)
-  partial = path.with_name(path.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  (partial / 'spec.json').write_text(specs.to_json(net.spec, indent=1))
   weights = jax.tree.map(np.asarray, network.to_host(dict(net.variables)))
-  (partial / 'weights.msgpack').write_bytes(
-    flax.serialization.msgpack_serialize(weights)
-  )
-  shutil.rmtree(path, ignore_errors=True)
-  os.replace(partial, path)
+
+  def write(path: pathlib.Path) -> None:
+    (path / 'spec.json').write_text(specs.to_json(net.spec, indent=1))
+    (path / 'weights.msgpack').write_bytes(
+      flax.serialization.msgpack_serialize(weights)
+    )
+
+  _replace_folder(folder, write)
 
 
 def load_network(folder: Folder) -> network.Network:

@@ -431,10 +431,13 @@ def test_a_gene_of_width_owns_both_sides():
 def test_a_population_is_one_program():
   own, (start, same) = learner(), population()
   rounds(same, 1)
+  genes = jnp.roll(start.member.genes, 1, axis=0)
+  other = start._replace(member=start.member._replace(genes=genes))
   with count_compilations() as compiled:
     found = rounds(start, 1)
-    genes = jnp.roll(start.member.genes, 1, axis=0)
-    rounds(start._replace(member=start.member._replace(genes=genes)), 1)
+    # What a round gives is what the next one takes.
+    rounds(found, 1)
+    rounds(other, 1)
   assert len(set(map(tuple, np.asarray(start.member.genes)))) == 4
   assert not compiled
   returns = found.metrics['returns']

@@ -9,6 +9,8 @@ from jaxnas.jobs.ectonas import check_ectonas, ectonas
 from jaxnas.jobs.evolution import check_evolution, evolution
 from jaxnas.jobs.growth import check_growth, growth, race
 from jaxnas.jobs.growth import uniform as uniform
+from jaxnas.jobs.members import members
+from jaxnas.jobs.members import refuse as check_members
 from jaxnas.jobs.settings import SEEDS as SEEDS
 from jaxnas.jobs.settings import Settings, one_of
 from jaxnas.jobs.settings import check as check
@@ -22,12 +24,14 @@ CHECKS = {
   'race': check_growth,
   'evolution': check_evolution,
   'ectonas': check_ectonas,
+  'members': check_members,
 }
 JOBS = {
   'growth': growth,
   'race': race,
   'evolution': evolution,
   'ectonas': ectonas,
+  'members': members,
 }
 
 

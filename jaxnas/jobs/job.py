@@ -118,15 +118,20 @@ def finish(
   path: pathlib.Path, summary: dict[str, Any], console, rows, spec: Spec
 ) -> None:
   """Writes the summary and the report, and shows the rows."""
-  workdir.write_atomically(
-    path / 'summary.json', json.dumps(summary, indent=2) + '\n'
-  )
-  report.html(path)
+  write_results(path, summary)
   console.print(report.results(rows))
   console.print(
     f'found widths {report.widths(spec)}; everything is in {path}',
     highlight=False,
   )
+
+
+def write_results(path: pathlib.Path, summary: dict[str, Any]) -> None:
+  """Writes `summary.json` and `report.html`."""
+  workdir.write_atomically(
+    path / 'summary.json', json.dumps(summary, indent=2) + '\n'
+  )
+  report.html(path)
 
 
 def row(

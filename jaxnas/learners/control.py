@@ -136,7 +136,7 @@ def actor_critic(
         layers[f'{net}/head'],
       )
     if continuous:
-      layers['spread'] = {'log': jnp.full(environment.actions, -0.5)}
+      layers['spread'] = {'log': -0.5 * jnp.ones(environment.actions)}
     return layers
 
   def forward(net, layers, genotype, x):

@@ -1,0 +1,30 @@
+"""EPBT, which evolves the loss while networks learn, on scikit-learn's digits.
+
+    python launch/train.py --config=configs/epbt_digits.py \\
+        --workdir=runs/epbt --config.quick=true
+
+Convolutional networks whose architecture is drawn and stays; the coefficients
+of a Taylor loss and the learning rate evolve (EPBT), are copied and perturbed
+(PBT) or stay as they were drawn (`random`).
+
+Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 2 to 5 minutes, an
+early stage; no accuracy is promised.
+"""
+
+import ml_collections
+
+from configs import pbt_nas_teacher
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Settings of the run."""
+  config = pbt_nas_teacher.get_config()
+  config.generations = 12
+  config.members.learner = 'taylor_classifier'
+  config.members.arms = 'epbt-pbt-random'
+  config.members.size = 16
+  config.members.steps = 50
+  config.when_quick = ml_collections.ConfigDict(
+    {'generations': 4, 'members': {'size': 8, 'steps': 20}}
+  )
+  return config
