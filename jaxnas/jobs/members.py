@@ -179,8 +179,8 @@ def refuse(settings: Settings) -> None:
     )
   if 'fire' in _arms(settings) and held['steps'] % _POINTS:
     raise ValueError(
-      f'--config.members.steps must be a multiple of {_POINTS} for the arm fire, '
-      f'which measures as often in a generation; got {held["steps"]}.'
+      f'--config.members.steps must be a multiple of {_POINTS} for the arm '
+      f'fire, which measures as often in a generation; got {held["steps"]}.'
     )
   least = 2 if held['fraction'] == 0 else int(np.ceil(2 / held['fraction']))
   if held['size'] < least:

@@ -19,6 +19,9 @@ from jaxnas.base import Key
 
 State = Any
 
+# By name, because it is no dependency of this project.
+_GYMNAX = 'gymnax'
+
 
 class Environment(NamedTuple):
   """A world, its actions and its rewards.
@@ -421,7 +424,7 @@ def gymnax_environment(name: str, **parameters: Any) -> Environment:
     ImportError: without gymnax, saying how to install it.
   """
   try:
-    gymnax = importlib.import_module('gymnax')
+    gymnax = importlib.import_module(_GYMNAX)
   except ImportError as error:
     raise ImportError(
       f'gymnax_environment: {name!r} is of gymnax, which could not be imported '

@@ -259,10 +259,10 @@ def fitted(
     >>> params['w1'].shape
     (64, 24)
   """
-  return classifier(key, features, task, steps, batch, rate)[0]
+  return fitted_with_head(key, features, task, steps, batch, rate)[0]
 
 
-def classifier(
+def fitted_with_head(
   key: Key,
   features: Features,
   task: Task,

@@ -18,8 +18,7 @@ line of medians over seeds and of paired comparisons:
                                     the one-sided exact p of Wilcoxon's signed
                                     ranks for a being lower
 
-The published setting of this experiment asks for 10 seeds; with fewer than five
-no p below 0.05 is possible.
+With fewer than five seeds no p below 0.05 is possible.
 """
 
 import json

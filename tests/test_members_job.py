@@ -1,0 +1,174 @@
+"""Jobs of array populations: whole, killed, refused, and drawn."""
+
+import importlib
+import json
+import math
+
+import flax.serialization
+import jax
+import pytest
+import rich.console
+
+from configs import pbt_nas_teacher
+from jaxnas import draw, jobs, workdir
+
+SMALL = {'size': 8, 'steps': 2, 'arms': 'pbt_nas-random'}
+
+
+def settings(**changes):
+  config = pbt_nas_teacher.get_config().to_dict()
+  config['generations'] = changes.pop('generations', 3)
+  config['seed'] = changes.pop('seed', 0)
+  config['members'] |= SMALL | changes
+  return config
+
+
+def run(folder, **changes):
+  with open('/dev/null', 'w') as nowhere:
+    console = rich.console.Console(file=nowhere)
+    return jobs.run(settings(**changes), folder, console=console)
+
+
+def lines(folder):
+  """Rows of metrics without what depends on the machine and the process."""
+  rows = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+  varies = ('seconds', 'compiling', 'compilations')
+  return [{k: v for k, v in row.items() if k not in varies} for row in rows]
+
+
+def test_a_job_writes_what_it_found(tmp_path):
+  summary = run(tmp_path)
+  assert set(summary['arms']) == {'pbt_nas', 'random'}
+  for row in summary['arms'].values():
+    assert row['examples'] == 8 * 3 * 2 * 48
+    assert row['error'] == pytest.approx(-row['fitness'])
+  rows = lines(tmp_path)
+  assert [row['generation'] for row in rows] == [1, 2, 3] * 2
+  # The same start, so the same first generation; then only one is replaced.
+  first = {row['search']: row['population'] for row in rows[::3]}
+  assert first['pbt_nas'] == first['random']
+  last = {row['search']: row['population'] for row in rows[2::3]}
+  assert last['pbt_nas']['genes'] != first['pbt_nas']['genes']
+  assert last['random']['genes'] == first['random']['genes']
+  genotype = json.loads((tmp_path / 'best' / 'genotype.json').read_text())
+  assert len(genotype['genes']) == 40
+  assert genotype['values']['slot0'] in (
+    'zero',
+    'identity',
+    'tanh',
+    'relu',
+    'sine',
+    'square',
+    'bump',
+  )
+  weights = flax.serialization.msgpack_restore(
+    (tmp_path / 'best' / 'weights.msgpack').read_bytes()
+  )
+  assert weights['layers']['slots']['u'].shape == (40, 2, 8)
+  page = (tmp_path / 'report.html').read_text()
+  assert 'Lineage' in page
+  assert page.count('<img') >= 3
+  assert 'cannot' not in page
+
+
+def test_a_job_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
+  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+  run(whole)
+
+  class Stop(Exception):
+    pass
+
+  real = workdir.summary_row
+
+  def stop(population):
+    if population.generation == 2:
+      raise Stop
+    return real(population)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(workdir, 'summary_row', stop)
+    with pytest.raises(Stop):
+      run(stopped)
+  assert len(lines(stopped)) == 1
+  run(stopped)
+  assert lines(stopped) == lines(whole)
+  for name in ('genotype.json', 'weights.msgpack'):
+    one, other = (f / 'best' / name for f in (whole, stopped))
+    assert one.read_bytes() == other.read_bytes()
+  with pytest.raises(ValueError, match='seed'):
+    run(stopped, seed=1)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'learner': 'student'}, 'members.learner must be one of teacher, gan'),
+    ({'arms': 'pbt_nas-gradient'}, "must be of pbt_nas.*'pbt_nas-gradient'"),
+    ({'size': 7}, 'members.size must be at least 8'),
+    ({'fraction': 0.7}, 'members.fraction must be at most 0.5, got 0.7'),
+    ({'arms': 'pbt'}, 'pbt changes hyper-parameters, of which'),
+    (
+      {'learner': 'plain_toy', 'arms': 'mutation'},
+      'mutation changes genes, of which',
+    ),
+    ({'arms': 'fire', 'learner': 'plain_toy'}, 'steps must be a multiple'),
+    ({'environment': 'moon'}, 'members.environment must be one of pendulum'),
+  ],
+)
+def test_illegal_settings_are_refused_before_the_folder_is_made(
+  tmp_path, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path / 'run', **changes)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_member_that_diverged_is_written_as_null():
+  rows = [
+    {
+      'search': 'pbt',
+      'generation': i,
+      'examples': i,
+      'fitness': 0.5,
+      'median_fitness': 0.5,
+      'population': {
+        'fitness': [0.5, None],
+        'genes': [[], []],
+        'parents': [[0, 0], [i - 1, 0]],
+        'hyper/rate': [0.1, 0.2 * i],
+      },
+    }
+    for i in (1, 2)
+  ]
+  assert len(draw.lineage(rows).axes) == 3
+  assert len(draw.fitness(rows).axes) == 1
+  with pytest.raises(ValueError, match='no row has a population'):
+    draw.lineage([{'search': 'x'}])
+
+
+QUICK = (
+  'pbt_nas_teacher',
+  'pbt_nas_gan_digits',
+  'pbt_nas_control',
+  'fire_pbt_toy',
+  'epbt_digits',
+)
+
+
+@pytest.mark.parametrize('name', QUICK)
+def test_configs_are_legal(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  jobs.CHECKS[config.job](jobs.resolve({**config.to_dict(), 'quick': True}))
+  jobs.CHECKS[config.job](jobs.resolve(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', QUICK)
+def test_quick_forms_keep_their_promises(tmp_path, name):
+  config = importlib.import_module(f'configs.{name}').get_config().to_dict()
+  config['quick'] = True
+  summary = jobs.run(config, tmp_path)
+  jax.clear_caches()
+  examples = {row['examples'] for row in summary['arms'].values()}
+  assert len(examples) == 1
+  assert all(math.isfinite(row['fitness']) for row in summary['arms'].values())
