@@ -92,8 +92,10 @@ def actor_critic(
     >>> len(nets.genes.options)
     22
     >>> genotype = jnp.zeros(22, jnp.int32)
-    >>> layers = nets.init(jax.random.key(0), genotype)
-    >>> nets.act(layers, genotype, jnp.ones((5, 3))).shape
+    >>> layers = jax.eval_shape(nets.init, jax.random.key(0), genotype)
+    >>> layers['actor/in']['w'].shape, layers['actor/slots']['u'].shape
+    ((3, 64), (4, 16, 32))
+    >>> jax.eval_shape(nets.act, layers, genotype, jnp.ones((5, 3))).shape
     (5, 2)
   """
   pieces = {net: _pieces(net, count, widths) for net in _NETS}
