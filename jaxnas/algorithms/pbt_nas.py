@@ -78,18 +78,25 @@ def pbt_nas(
 
 
 def mutation_only(
-  learner: Learner, *, fraction: float = 0.25, **where: Any
+  learner: Learner,
+  *,
+  fraction: float = 0.25,
+  child: mixing.Child | None = None,
+  **where: Any,
 ) -> Stage:
-  """The baseline without a second parent (`jaxnas.mixing.mutate`).
+  """The baseline without a second parent.
 
-  A child is that of a member drawn from the best part.
+  A child is that of a member drawn from the best part. With
+  `spaces.slots.morph(...)` it computes what its parent does and has room for
+  more: PBT-NAS with function-preserving children, which is no paper's method.
 
   Args:
     learner: what the members are.
     fraction: of members that are replaced, and that are parents.
+    child: makes a child of one parent; None for `jaxnas.mixing.mutate`.
     **where: `over` and `mesh`, see `stages.advance`.
   """
-  child = mixing.mutate(learner.genes)
+  child = mixing.mutate(learner.genes) if child is None else child
   pairing = selection.copies(fraction)
   return evolving(learner, stages.replace(learner, pairing, child), **where)
 
