@@ -58,3 +58,11 @@ def test_the_snippets_run_one_after_another():
     exec(compile(snippet, 'README.md', 'exec'), scope)
   assert scope['last'].generation == 3
   assert scope['logits'].shape == (len(scope['images']), 10)
+
+
+def test_the_snippet_of_the_page_on_mixing_runs():
+  text = (source_tree.ROOT / 'docs' / 'pbt_nas.md').read_text(encoding='utf-8')
+  (snippet,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  scope = {'print': lambda *values: None}
+  exec(compile(snippet, 'pbt_nas.md', 'exec'), scope)
+  assert scope['last'].generation == 3
