@@ -1153,3 +1153,173 @@ def _check_fit(
   )
   if changed and learned.examples < 1:
     _fail('estimator: fit', 'learning costs', 'it reports no examples.')
+
+
+# Bytes of constants that a learner's program may have beside its data.
+_CAPTURED = 1 << 12
+
+
+def check_learner(
+  learner: base.Learner,
+  *,
+  hyper: Any = None,
+  key: jax.Array | None = None,
+) -> None:
+  """Holds a learner of array populations to its laws.
+
+  Its layers are those of `genes.owner`, stacked where that says so, with a
+  state of the optimizer each; a body has the same shapes for every genotype,
+  before and after training; all is a function of the key; `measure` and `test`
+  give a scalar `fitness` that is a number; and what it reads comes through
+  `data`, not as constants of its programs.
+
+  Args:
+    learner: as short a round as possible, since it is run.
+    hyper: values of the hyper-parameters it reads, by name.
+    key: for all draws.
+
+  Raises:
+    AssertionError: saying which law is broken and how.
+
+  Example:
+    >>> from jaxnas import learners
+    >>> make = learners.teacher
+    >>> check_learner(make(jax.random.key(0), slots=3, steps=2, points=(8, 8)))
+  """
+  key = jax.random.key(0) if key is None else key
+  options = np.asarray(learner.genes.options, int)
+  hyper = {k: jnp.asarray(v) for k, v in (hyper or {}).items()}
+  genotypes = [jnp.zeros(len(options), jnp.int32), jnp.asarray(options - 1)]
+  genotypes = [own.astype(jnp.int32) for own in genotypes]
+
+  bodies = [learner.init(key, own, hyper, learner.data) for own in genotypes]
+  text = _differences(*(_layout(body) for body in bodies))
+  if text:
+    _fail('learner', 'init', f'bodies differ with the genotype: {text}')
+  body, member = bodies[0], base.Member(bodies[0], genotypes[0], hyper)
+  _check_body(learner, body)
+  again = learner.init(key, genotypes[0], hyper, learner.data)
+  if not _same_trees(body, again):
+    _fail('learner', 'init', 'the same key gives another body.')
+
+  for name in ('train', 'measure', 'test'):
+    call = getattr(learner, name)
+    closed = jax.make_jaxpr(call)(key, member, learner.data)
+    large = [np.shape(x) for x in closed.consts if _bytes(x) > _CAPTURED]
+    if large:
+      _fail(
+        'learner',
+        name,
+        f'it captures arrays of shapes {large}, which become constants of its '
+        'program; put them into data.',
+      )
+    program = jax.jit(call)
+    found = [program(key, member, learner.data) for _ in range(2)]
+    if not _same_trees(*found):
+      _fail('learner', name, 'the same key gives another result.')
+    if name == 'train':
+      text = _differences(_layout(found[0]), _layout(body))
+      if text:
+        _fail('learner', name, f'the body has changed its layout: {text}')
+      continue
+    fitness = found[0].get('fitness')
+    if fitness is None or np.shape(fitness) or not np.isfinite(fitness):
+      _fail('learner', name, f'fitness must be a number, got {fitness!r}.')
+
+
+def _same_trees(one: Any, other: Any) -> bool:
+  """Whether two pytrees are equal, bit for bit."""
+  alike = jax.tree.structure(one) == jax.tree.structure(other)
+  return alike and all(map(_same, *map(jax.tree.leaves, (one, other))))
+
+
+def _bytes(x: Any) -> int:
+  return int(np.size(x)) * getattr(getattr(x, 'dtype', None), 'itemsize', 8)
+
+
+def _check_body(learner: base.Learner, body: base.Body) -> None:
+  """Layers, moments and averages are by the layers of the genotype."""
+  owner = learner.genes.owner
+  if set(body.layers) != set(owner):
+    _fail(
+      'learner',
+      'layers',
+      f'the body has {sorted(body.layers)}, genes.owner {sorted(owner)}.',
+    )
+  if set(body.moments) - set(owner) or set(body.average) - set(owner):
+    _fail('learner', 'layers', 'moments or average has what is no layer.')
+  for name, layer in body.layers.items():
+    numbers = np.asarray(owner[name])
+    if numbers.size and numbers.max() >= len(learner.genes.options):
+      _fail('learner', 'genes', f'{name} is owned by a gene that is not there.')
+    for leaf in jax.tree.leaves(layer):
+      if numbers.shape != np.shape(leaf)[: numbers.ndim]:
+        _fail(
+          learner,
+          'layers',
+          f'{name} has {numbers.size} slots by genes.owner, and an array of '
+          f'shape {np.shape(leaf)}.',
+        )
+
+
+def check_child(
+  child: Callable[..., base.Member],
+  learner: base.Learner,
+  *,
+  hyper: Any = None,
+  key: jax.Array | None = None,
+) -> None:
+  """Holds a function that makes children to its laws (`jaxnas.mixing`).
+
+  A child has the layout of its parents; genes within their options; all that
+  is no layer from the base; the same result for the same key, and another for
+  another if it draws anything; and it runs under `jit`.
+
+  Args:
+    child: `child(key, base, donor, init) -> member`.
+    learner: whose members it makes.
+    hyper: hyper-parameters of the parents.
+    key: for all draws.
+
+  Raises:
+    AssertionError: saying which law is broken and how.
+
+  Example:
+    >>> from jaxnas import learners, mixing
+    >>> learner = learners.teacher(jax.random.key(0), slots=3, steps=2)
+    >>> check_child(mixing.mix(learner.genes), learner)
+  """
+  key = jax.random.key(0) if key is None else key
+  options = np.asarray(learner.genes.options, int)
+  hyper = {k: jnp.asarray(v) for k, v in (hyper or {}).items()}
+
+  def init(key, genes, hyper):
+    return learner.init(key, genes, hyper, learner.data)
+
+  def parent(number):
+    own = jax.random.fold_in(key, number)
+    genes = jax.random.randint(own, options.shape, 0, options)
+    member = base.Member(init(own, genes, hyper), genes, hyper)
+    return member._replace(
+      body=member.body._replace(rest=(member.body.rest, jnp.float32(number)))
+    )
+
+  def fresh(key, genes, hyper):
+    body = init(key, genes, hyper)
+    return body._replace(rest=(body.rest, jnp.float32(-1)))
+
+  first, second = parent(1), parent(2)
+  make = jax.jit(lambda key, one, two: child(key, one, two, fresh))
+  found = make(key, first, second)
+  text = _differences(_layout(found), _layout(first))
+  if text:
+    _fail(child, 'layout', f'a child is unlike its parents: {text}')
+  genes = np.asarray(found.genes)
+  if ((genes < 0) | (genes >= options)).any():
+    _fail(
+      child, 'genes', f'{genes.tolist()} are not within {options.tolist()}.'
+    )
+  if not _same_trees(found.body.rest, first.body.rest):
+    _fail(child, 'rest', "what is no layer is not the base's.")
+  if not _same_trees(found, make(key, first, second)):
+    _fail(child, 'key', 'the same key gives another child.')

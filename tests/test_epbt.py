@@ -536,5 +536,4 @@ def test_it_searches_the_loss_of_classifiers():
   assert float(last.metrics['accuracy'].max()) > 0.7
   for name, prior in priors.items():
     values = last.member.hyper[name]
-    assert (values >= prior.low * (1 - 1e-6)).all() or prior.low < 0
-    assert (values <= prior.high * (1 + 1e-6)).all()
+    assert ((values >= prior.low - 1e-6) & (values <= prior.high + 1e-6)).all()

@@ -122,7 +122,7 @@ def test_every_option_of_every_gene_changes_the_output():
     assert different(seen[-1], applied()(held, own, x)) == 0  # The control.
     for i in range(count):
       for j in range(i):
-        assert different(seen[i], seen[j]) > 1e-2, (gene, i, j)
+        assert different(seen[i], seen[j]) > 1e-3, (gene, i, j)
 
 
 def at(tree, i):
@@ -275,13 +275,15 @@ def test_spaces_that_cannot_be_are_refused(shape, settings, message):
 def convolutional():
   """A population of slots on digits, and what became of it in a few rounds.
 
-  Half its members have the learning rate 0, and half are the same network.
+  The first two are of one architecture, and so are the others; of each two the
+  second has the learning rate 0.
   """
   small = conv_slots((8, 8, 1), 10, widths=(8, 16), slots=1)
   given = learners.classifier(digits(), small, steps=50, batch=32)
   start = stages.members(KEY, given, 4)
-  same = jnp.array([[CONV3, RELU] * 2] * 2)
-  genes = start.member.genes.at[:2].set(same)
+  point, separable = (list(OPS).index(op) for op in ('conv1', 'separable3'))
+  two = [[CONV3, RELU, CONV3, RELU], [point, RELU, separable, RELU]]
+  genes = jnp.repeat(jnp.array(two, start.member.genes.dtype), 2, axis=0)
   bodies = [
     given.init(jax.random.fold_in(KEY, i), own, {}, given.data)
     for i, own in enumerate(genes)
@@ -332,16 +334,13 @@ def test_a_population_is_one_program_for_each_function(convolutional):
 
 def test_what_an_op_does_not_read_stays_zero(convolutional):
   start, last, _, _ = convolutional
-  for before, after in zip(
-    *(jax.tree.leaves(m.member.body.layers['stage0']) for m in (start, last)),
-    strict=True,
-  ):
-    changed = before != after
-    assert changed[::2].any()
   kernel = last.member.body.layers['stage0']['kernel']
   none = start.member.body.layers['stage0']['kernel'] == 0
   assert none.any()
   assert not kernel[none].any()
+  # The control: what it reads, in members that learn, does not.
+  moved = kernel != start.member.body.layers['stage0']['kernel']
+  assert moved[::2][~none[::2]].mean() > 0.9
 
 
 HYPER = ['learning_rate', 'weight_decay', 'smoothing', *images._COEFFICIENTS]

@@ -443,6 +443,8 @@ def gymnax_environment(name: str, **parameters: Any) -> Environment:
 
   def reset(key):
     observation, state = made.reset_env(key, given)
+    # Python's numbers as arrays, which they are after a step.
+    state = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), state)
     return state, look(observation)
 
   def step(key, state, action):
