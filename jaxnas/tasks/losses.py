@@ -122,9 +122,11 @@ def taylor(
 
   is minimised, as it stands. So (0, 0, 0, 1, 0, -1, 0, 0) has the gradient of
   half the squared distance of p and y, and (0, b, 0, 0, 0, -1/b, 1/b^2, 0) is,
-  up to a constant, the cross-entropy -y log p to second order about p = b. Each coefficient changes the gradient in p. Of predictions that
-  sum to one, as those of the softmax do, c1 multiplies a constant, and does not
-  change the gradient in the logits.
+  up to a constant, the cross-entropy -y log p to second order about p = b.
+
+  Each coefficient changes the gradient in p. Of predictions that sum to one, as
+  those of the softmax do, c1 multiplies a constant, and does not change the
+  gradient in the logits.
 
   Args:
     coefficients: (8,), named by `TAYLOR`.
