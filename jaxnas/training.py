@@ -794,9 +794,7 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
 
   each = on_mesh(over(one), mesh)
 
-  @functools.partial(
-    jax.jit, donate_argnums=0, compiler_options=_options(mesh)
-  )
+  @functools.partial(jax.jit, donate_argnums=0, compiler_options=_options(mesh))
   def epoch(carry, read, counts, data: Data, number, length):
     return each(carry, read, counts, (data, number, length))
 

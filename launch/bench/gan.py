@@ -35,6 +35,7 @@ from jaxnas import algorithms, learners, stages, tasks
 from jaxnas.base import Learner, Member, Stage
 from jaxnas.run import run
 from jaxnas.spaces import gan as spaces
+from jaxnas.spaces import slots
 
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'How many.')
 _FIRST = flags.DEFINE_integer('first', 100, 'The first seed.')
@@ -42,7 +43,9 @@ _ROUNDS = flags.DEFINE_integer('rounds', 14, 'Of learning and replacement.')
 _STEPS = flags.DEFINE_integer('steps', 250, 'Updates in a round.')
 _MEMBERS = flags.DEFINE_integer('members', 12, 'Networks in a population.')
 _METHODS = flags.DEFINE_list(
-  'methods', ['pbt_nas', 'copy', 'random', 'mutation'], 'Of these four.'
+  'methods',
+  ['pbt_nas', 'copy', 'random', 'mutation'],
+  'Of these, and preserving.',
 )
 _SPECTRAL = flags.DEFINE_boolean(
   'spectral', False, 'Spectrally normalise the discriminator.'
@@ -53,17 +56,26 @@ _PICTURE = flags.DEFINE_string(
 
 PAIRS = (
   *(('pbt_nas', 'random'), ('pbt_nas', 'mutation'), ('pbt_nas', 'copy')),
+  *(('pbt_nas', 'preserving'), ('preserving', 'random')),
   *(('copy', 'random'), ('copy', 'mutation'), ('mutation', 'random')),
 )
 
 
 def methods(learner: Learner) -> dict[str, Stage]:
-  """The searches that are compared."""
+  """The searches that are compared.
+
+  The children of `preserving` compute what their one parent does, with slots
+  grown: PBT-NAS with function-preserving morphs, which is no paper's method.
+  """
+  slotted = [n for n, own in learner.genes.owner.items() if np.ndim(own)]
   return {
     'pbt_nas': algorithms.pbt_nas(learner),
     'copy': algorithms.pbt_nas(learner, keep=1.0, noise=0.0),
     'random': algorithms.train_only(learner),
     'mutation': algorithms.mutation_only(learner),
+    'preserving': algorithms.mutation_only(
+      learner, child=slots.morph(learner.genes, slotted)
+    ),
   }
 
 
