@@ -11,9 +11,10 @@ such as `nsga`.
 
 Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 5 minutes of
 processor time, nearly all of it compiling. Expected: after 18 networks of two
-epochs each, 41,472 examples an arm, a test accuracy of about 0.8 with inherited
-weights, against 0.45 with fresh ones and 0.53 by random search (RESULTS.md). The full form makes 64 networks of ten epochs an arm; it has
-not been run, and no accuracy is promised.
+epochs each, 41,472 examples an arm, a test accuracy of about 0.8 with
+inherited weights, against 0.45 with fresh ones and 0.53 by random search (seed
+0, RESULTS.md). The full form makes 64 networks of ten epochs an arm; it has not
+been run, and no accuracy is promised.
 """
 
 import ml_collections

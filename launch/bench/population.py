@@ -7,10 +7,11 @@ trains populations of one architecture and of mixed ones, ours by
 (those of the process: `taskset -c 0,1 python -m ...`), in turns, so that
 whatever else the machine does meets both. How ours are trained together is
 planned as for a training of `--planned` examples a network, of which a repeat
-is an excerpt. Both shuffle, take batches of 64, and step by Adam. Compiling is excluded, all other host work of ours is
-included. It prints a JSON line for each population: member-steps a second of
-both, by wall time and by CPU time (`cpu_over_torch`, which another program on
-the same cores disturbs less); and last the ratios of the medians:
+is an excerpt. Both shuffle, take batches of 64, and step by Adam. Compiling is
+excluded, all other host work of ours is included. It prints a JSON line for
+each population: member-steps a second of both, by wall time and by CPU time
+(`cpu_over_torch`, which another program on the same cores disturbs less); and
+last the ratios of the medians:
 
   same_p16_over_torch    16 networks of convolutions 3-16-32-32, 32 x 32
   mixed_p16_over_torch   16 of four such architectures
