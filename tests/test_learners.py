@@ -60,7 +60,17 @@ def made(name):
   return LEARNERS[name]()
 
 
-@pytest.mark.parametrize('name', LEARNERS)
+# Those whose programs compile for long; their own tests run every time.
+_LONG = ('gan', 'ppo', 'classifier', 'taylor')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in _LONG else ())
+    for name in LEARNERS
+  ],
+)
 def test_learners_keep_the_laws(name):
   learner, hyper = made(name)
   testing.check_learner(learner, hyper=hyper)
@@ -102,6 +112,7 @@ def test_children_of_hyper_parameters_keep_the_laws():
     testing.check_child(child, learner, hyper=hyper)
 
 
+@pytest.mark.slow
 def test_growing_children_keep_the_laws():
   learner, _ = made('gan')
   layers = [n for n, own in learner.genes.owner.items() if np.ndim(own)]
