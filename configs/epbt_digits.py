@@ -8,7 +8,7 @@ of a Taylor loss and the learning rate evolve (EPBT), are copied and perturbed
 (PBT) or stay as they were drawn (`random`).
 
 Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 2 to 5 minutes, an
-early stage; no accuracy is promised.
+early stage; no accuracy is promised (2026-11-28).
 """
 
 import ml_collections

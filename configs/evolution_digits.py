@@ -4,17 +4,17 @@
         --workdir=runs/evolution --config.quick=true
 
 Three searches of one space of small chains, each of which makes and trains
-equally many networks for equally long: evolution with fresh weights,
-evolution whose children are function-preserving morphs that inherit their
-parents' weights, and random search. `--config.evolution.arms` names others,
-such as `nsga`.
+equally many networks for equally long: evolution with fresh weights, evolution
+whose children are function-preserving morphs that inherit their parents'
+weights, and random search. `--config.evolution.arms` names others, such as
+`nsga`.
 
 Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 5 minutes of
 processor time, nearly all of it compiling. Expected: after 18 networks of two
 epochs each, 41,472 examples an arm, a test accuracy of about 0.8 with
 inherited weights, against 0.45 with fresh ones and 0.53 by random search (seed
-0, RESULTS.md). The full form makes 64 networks of ten epochs an arm; it has not
-been run, and no accuracy is promised.
+0, 2026-11-28, RESULTS.md). The full form makes 64 networks of ten epochs an
+arm; it has not been run, and no accuracy is promised.
 """
 
 import ml_collections

@@ -3,11 +3,12 @@
     python launch/train.py --config=configs/fire_pbt_toy.py \\
         --workdir=runs/fire_pbt --config.quick=true
 
-The toy punishes later what pays at once, so greedy population based training is
-led astray. `random` is the arm whose settings stay as they were drawn.
+The toy punishes later what pays at once, so greedy population based training
+is led astray. `random` is the arm whose settings stay as they were drawn.
 
-Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: about a minute.
-Expected of the full form: FIRE PBT ends above PBT (RESULTS.md, over seeds).
+Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: under 1 minute.
+Expected of the full form (2026-11-28): FIRE PBT ends above PBT (RESULTS.md,
+over seeds).
 """
 
 import ml_collections
