@@ -199,7 +199,7 @@ class Members(NamedTuple):
   """A population of equal shapes as arrays with a leading axis of N members.
 
   Combinators and `run` work on it as on a `Population`; its stages are in
-  `jaxnas.stages.members`, and run under `jit`, `vmap` and `scan` too.
+  `jaxnas.stages.arrays`, and run under `jit`, `vmap` and `scan` too.
 
   Attributes:
     member: a `Member` whose leaves are stacked.

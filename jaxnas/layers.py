@@ -284,10 +284,24 @@ class DepthwiseConv(nn.Module):
     return _biased(self, y) if self.op.use_bias else y
 
 
+def along(x: jax.Array, channels: jax.Array) -> jax.Array:
+  """(C,) numbers as (1, ..., 1, C), to meet the channels of x.
+
+  Example:
+    >>> along(jnp.ones((2, 3, 4)), jnp.arange(4)).shape
+    (1, 1, 4)
+  """
+  return jnp.expand_dims(channels, range(x.ndim - 1))
+
+
+def plus(x: jax.Array, channels: jax.Array) -> jax.Array:
+  """x, (..., C), with (C,) numbers added to its channels."""
+  return x + along(x, channels)
+
+
 def _biased(module: nn.Module, y: jax.Array) -> jax.Array:
   zeros = nn.initializers.zeros
-  bias = module.param('bias', zeros, y.shape[-1:], jnp.float32)
-  return y + jnp.expand_dims(bias, range(y.ndim - 1))
+  return plus(y, module.param('bias', zeros, y.shape[-1:], jnp.float32))
 
 
 class Gate(nn.Module):
@@ -365,7 +379,7 @@ def _(op: specs.LayerNorm, name, conv):
 
   def apply(x, train, mask):
     if mask is not None:
-      mask = jnp.broadcast_to(jnp.expand_dims(mask, range(x.ndim - 1)), x.shape)
+      mask = jnp.broadcast_to(along(x, mask), x.shape)
     return norm(x, mask=mask)
 
   return apply

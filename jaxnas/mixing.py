@@ -12,7 +12,7 @@ arXiv 2307.15621); `copy`, `mutate` and `explore` are the others that
 population based training knows. All run under `jit` and `vmap`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,6 +88,28 @@ def taken(genes: Genes, took: jax.Array) -> dict[str, jax.Array]:
   return {name: mask(owner) for name, owner in genes.owner.items()}
 
 
+def pick(mask: jax.Array, yes: Any, no: Any) -> Any:
+  """Of two trees of arrays the entries that a mask of leading axes says.
+
+  Args:
+    mask: booleans over the first axes of every leaf, or one for all.
+    yes: a tree, taken where the mask is true.
+    no: a tree of the same structure and shapes.
+
+  Example:
+    >>> pick(jnp.array([True, False]), jnp.ones((2, 2)), jnp.zeros((2, 2)))
+    Array([[1., 1.],
+           [0., 0.]], dtype=float32)
+  """
+
+  def one(a, b):
+    return jnp.where(
+      mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b
+    )
+
+  return jax.tree.map(one, yes, no)
+
+
 def chosen(masks: Mapping[str, jax.Array], yes: Any, no: Any) -> dict[str, Any]:
   """Layers, or parts of layers, from one of two bodies.
 
@@ -103,19 +125,10 @@ def chosen(masks: Mapping[str, jax.Array], yes: Any, no: Any) -> dict[str, Any]:
     [[1.0, 1.0], [0.0, 0.0]]
   """
 
-  def layer(name):
-    if name not in masks:
-      return no[name]
-    mask = masks[name]
-
-    def pick(one, other):
-      return jnp.where(
-        mask.reshape(mask.shape + (1,) * (one.ndim - mask.ndim)), one, other
-      )
-
-    return jax.tree.map(pick, yes[name], no[name])
-
-  return {name: layer(name) for name in no}
+  return {
+    name: pick(masks[name], yes[name], no[name]) if name in masks else no[name]
+    for name in no
+  }
 
 
 def shrink_perturb(old: Any, fresh: Any, keep: float, noise: float) -> Any:
@@ -243,10 +256,7 @@ def mix(
     >>> child.genes.tolist(), child.body.layers['a'].tolist()
     ([1], [1.7999999523162842, 1.7999999523162842])
   """
-  if not 0 <= probability <= 1:
-    raise ValueError(
-      f'mix: probability must be in [0, 1], got {probability!r}.'
-    )
+  check_probability('mix', probability)
   _check_moments('mix', moments)
 
   def child(key, base, donor, init):
@@ -261,6 +271,18 @@ def mix(
     return Member(body, found, base.hyper)
 
   return child
+
+
+def check_probability(name: str, probability: float) -> None:
+  """Refuses what is no probability, in the name of a function.
+
+  Raises:
+    ValueError: for a number outside [0, 1].
+  """
+  if not 0 <= probability <= 1:
+    raise ValueError(
+      f'{name}: probability must be in [0, 1], got {probability!r}.'
+    )
 
 
 def _check_moments(name: str, moments: str) -> None:
@@ -372,6 +394,12 @@ class Prior(NamedTuple):
     return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
 
 
+def _keys(key: Key, names: Iterable[str]) -> dict[str, Key]:
+  """A key for each name, in their alphabetical order."""
+  names = sorted(names)
+  return dict(zip(names, jax.random.split(key, max(len(names), 1))))
+
+
 def explore(
   priors: Mapping[str, Prior],
   *,
@@ -400,8 +428,8 @@ def explore(
   def child(key, base, donor, init):
     del donor, init
     hyper = dict(base.hyper)
-    keys = jax.random.split(key, max(len(priors), 1))
-    for own, (name, prior) in zip(keys, sorted(priors.items())):
+    for name, own in _keys(key, priors).items():
+      prior = priors[name]
       which, anew, fresh = jax.random.split(own, 3)
       factor = jax.random.choice(which, jnp.asarray(factors))
       value = jnp.clip(hyper[name] * factor, prior.low, prior.high)
@@ -440,12 +468,11 @@ def jitter(
   def child(key, base, donor, init):
     del donor, init
     hyper = dict(base.hyper)
-    keys = jax.random.split(key, max(len(priors), 1))
-    for own, (name, prior) in zip(keys, sorted(priors.items())):
+    for name, own in _keys(key, priors).items():
       which, how = jax.random.split(own)
-      low, high = prior.low, prior.high
+      low, high, log = priors[name]
       noise = scale * jax.random.normal(how, jnp.shape(hyper[name]))
-      if prior.log:
+      if log:
         moved = hyper[name] * jnp.exp(noise * np.log(high / low))
       else:
         moved = hyper[name] + noise * (high - low)
@@ -475,22 +502,17 @@ def crossover(probability: float = 0.5) -> Child:
     >>> float(child.hyper['rate'])
     2.0
   """
-  if not 0 <= probability <= 1:
-    raise ValueError(
-      f'crossover: probability must be in [0, 1], got {probability!r}.'
-    )
+  check_probability('crossover', probability)
 
   def child(key, base, donor, init):
     del init
-    names = sorted(base.hyper)
-    keys = jax.random.split(key, max(len(names), 1))
     hyper = {
       name: jnp.where(
         jax.random.bernoulli(own, probability, jnp.shape(base.hyper[name])),
         donor.hyper[name],
         base.hyper[name],
       )
-      for own, name in zip(keys, names)
+      for name, own in _keys(key, base.hyper).items()
     }
     return base._replace(hyper=hyper)
 

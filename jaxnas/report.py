@@ -98,10 +98,11 @@ def generation_line(
 def _state(population: Population | Members) -> list[str]:
   """How good a population is, in words."""
   if isinstance(population, Members):
-    row = workdir.summary_row(population)
-    names = ('fitness', 'median_fitness')
-    found = {name: row[name] for name in names if row[name] is not None}
-    return [f'{_spaced(name)} {value:.4g}' for name, value in found.items()]
+    return [
+      f'{_spaced(name)} {value:.4g}'
+      for name, value in workdir.standing(population).items()
+      if value is not None
+    ]
   metrics = workdir.leader(population).metrics
   return [
     f'valid {100 * metrics.get("valid_metric", float("nan")):5.1f} %',

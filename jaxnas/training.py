@@ -223,7 +223,7 @@ def _exact(held, specs, passes) -> dict[Spec, list[int]]:
 
 def _batches(held, devices: int, batch: int) -> list[Batch]:
   """Batches of members of the same padded spec, as large as memory allows."""
-  over = in_turn if jax.default_backend() == 'cpu' else at_once
+  over = form()
   found = []
   for spec, members in sorted(held.items(), key=lambda item: item[1]):
     most = _SLOTS
@@ -595,6 +595,14 @@ def objective(module, loss, params, held, inputs, targets, key):
     rngs={'dropout': key},
   )
   return loss(outputs, targets).mean(), changed
+
+
+def form() -> Callable[..., Any]:
+  """How members run where no plan says it: `in_turn` on CPU, else `at_once`.
+
+  `strategy` has the figures.
+  """
+  return in_turn if jax.default_backend() == 'cpu' else at_once
 
 
 def in_turn(f: Callable[..., Any]) -> Callable[..., Any]:

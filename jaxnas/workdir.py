@@ -232,6 +232,22 @@ def leader(population: Population) -> Candidate:
   return max(candidates, key=value)
 
 
+def standing(members: Members) -> dict[str, float | None]:
+  """The fitness of the best member and the median; None where none has one.
+
+  Example:
+    >>> metrics = {'fitness': np.array([1.0, np.nan, 3.0])}
+    >>> standing(Members(None, metrics, None))
+    {'fitness': 3.0, 'median_fitness': 2.0}
+  """
+  fitness = np.asarray(members.metrics['fitness'], float)
+  found = fitness[np.isfinite(fitness)]
+  return {
+    'fitness': float(found.max()) if len(found) else None,
+    'median_fitness': float(np.median(found)) if len(found) else None,
+  }
+
+
 @functools.singledispatch
 def summary_row(population: Any) -> dict[str, Any]:
   """A generation as one record of its best member and its cost.
@@ -252,30 +268,27 @@ def summary_row(population: Any) -> dict[str, Any]:
 
 @summary_row.register
 def _(population: Members) -> dict[str, Any]:
-  fitness = np.asarray(population.metrics['fitness'], float)
-  best = int(selection.order(fitness)[0])
-  finite = fitness[np.isfinite(fitness)]
+  best = int(selection.order(np.asarray(population.metrics['fitness']))[0])
+
+  def number(value):
+    return None if np.isnan(value) else float(value)
 
   def listed(values):
-    found = np.asarray(values).tolist()
-    return (
-      [None if v != v else v for v in found]
-      if np.ndim(values) == 1
-      else (found)
-    )
+    values = np.asarray(values)
+    return [number(v) for v in values] if values.ndim == 1 else values.tolist()
 
   return {
     'generation': population.generation,
-    'members': len(fitness),
-    'median_fitness': float(np.median(finite)) if len(finite) else None,
+    'members': len(population.parents),
     **{
-      name: listed(values)[best]
+      name: number(values[best])
       for name, values in population.metrics.items()
       if np.ndim(values) == 1
     },
+    **standing(population),
     **population.spent._asdict(),
     'population': {
-      'fitness': listed(fitness),
+      'fitness': listed(population.metrics['fitness']),
       'genes': listed(population.member.genes),
       'parents': listed(population.parents),
       **{

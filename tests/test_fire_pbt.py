@@ -291,7 +291,7 @@ def finals(seeds):
     one, two = keys(seed)
     start = stages.members(one, pieces, 22, toys.START)
     last, _ = run(two, fire, start, 50)
-    return float(last.metrics['fitness'][stages.foremost(last, 8)])
+    return float(last.metrics['fitness'][stages.champion(last, first=8)])
 
   found = jax.jit(jax.vmap(best))(jnp.arange(seeds))
   return {

@@ -29,7 +29,7 @@ def fire_pbt(
   judged by how fast their weights improve under the greedy one's settings, and
   evaluators that find that out (`jaxnas.stages.fire`, which says what is known
   of the paper and what of a re-implementation alone). The answer is the best
-  of the greedy population, `jaxnas.stages.foremost`.
+  of the greedy population, `jaxnas.stages.champion`.
 
   A round is `points` rounds of the learner, so that any learner has a curve
   without measuring itself on the way. It decides on the host, once a round: it
@@ -60,7 +60,7 @@ def fire_pbt(
     >>> last, state = run(jax.random.key(1), stage, start, 3)
     >>> sum(e is not None for e in state[0].evaluations)
     6
-    >>> stages.foremost(last, 8) < 8
+    >>> stages.champion(last, first=8) < 8
     True
   """
   change = stages.fire(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxnas import combine, mixing, selection, stages
 from jaxnas.algorithms.pbt_nas import evolving
@@ -106,13 +105,13 @@ def explore_only(
   """
   child = mixing.explore(priors, factors=factors, resample=resample)
 
+  def init(*drawn):
+    return learner.init(*drawn, learner.data)
+
   def explore(key, members):
-    places = jnp.arange(len(members.parents))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
-    member = jax.vmap(lambda key, own: child(key, own, own, learner.init))(
-      keys, members.member
-    )
-    return members._replace(member=member)
+    keys = stages.keys_of(key, len(members.parents))
+    make = jax.vmap(lambda key, own: child(key, own, own, init))
+    return members._replace(member=make(keys, members.member))
 
   change = combine.stage(explore)
   return evolving(learner, _every('explore_only', every, change), **where)

@@ -20,6 +20,7 @@ from jaxnas.jobs.settings import (
   make_optimizer,
   make_task,
   resolve,
+  several_of,
 )
 from jaxnas.spec import Shape
 
@@ -159,12 +160,7 @@ def refuse(settings: Settings) -> None:
       "--config.evolution.against must be 'params' or 'flops', got "
       f'{held["against"]!r}.'
     )
-  unknown = [arm for arm in held['arms'].split('-') if arm not in ARMS]
-  if unknown:
-    raise ValueError(
-      f"--config.evolution.arms must be of {', '.join(ARMS)}, joined by '-', "
-      f'got {held["arms"]!r}.'
-    )
+  several_of('evolution.arms', held['arms'], ARMS)
 
 
 def arms(
@@ -201,7 +197,7 @@ def arms(
       return Arm(stage, first, size // children + generations - 1)
     return Arm(stage, stages.founders(start, space, size), generations)
 
-  names = dict.fromkeys(held['arms'].split('-'))
+  names = several_of('evolution.arms', held['arms'], ARMS)
   return {name: (lambda name=name: make(name)) for name in names}
 
 

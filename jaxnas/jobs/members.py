@@ -20,7 +20,14 @@ from jaxnas import (
 )
 from jaxnas.base import Key, Learner, Members, Stage
 from jaxnas.jobs.job import write_results
-from jaxnas.jobs.settings import Settings, check, make_task, one_of, resolve
+from jaxnas.jobs.settings import (
+  Settings,
+  check,
+  make_task,
+  one_of,
+  resolve,
+  several_of,
+)
 
 Priors = Mapping[str, mixing.Prior]
 
@@ -171,12 +178,6 @@ def refuse(settings: Settings) -> None:
   held = settings['members']
   one_of('members.learner', held['learner'], SUBJECTS)
   one_of('members.environment', held['environment'], tasks.control.ENVIRONMENTS)
-  unknown = [arm for arm in _arms(settings) if arm not in ARMS]
-  if unknown:
-    raise ValueError(
-      f"--config.members.arms must be of {', '.join(ARMS)}, joined by '-', got "
-      f'{held["arms"]!r}.'
-    )
   if 'fire' in _arms(settings) and held['steps'] % _POINTS:
     raise ValueError(
       f'--config.members.steps must be a multiple of {_POINTS} for the arm '
@@ -191,8 +192,8 @@ def refuse(settings: Settings) -> None:
     )
 
 
-def _arms(settings: Settings) -> list[str]:
-  return list(dict.fromkeys(settings['members']['arms'].split('-')))
+def _arms(settings: Settings) -> tuple[str, ...]:
+  return several_of('members.arms', settings['members']['arms'], ARMS)
 
 
 def _suited(settings: Settings, subject: Subject, learner: Learner) -> None:
@@ -269,8 +270,8 @@ def members(
         settings['generations'],
       )
       last = workdir.conduct(path, search, settings=settings, report=show)
-      count = _parts(held['size'])[0] if arm == 'fire' else held['size']
-      found[arm] = _member(last, stages.foremost(last, count))
+      greedy = _parts(held['size'])[0] if arm == 'fire' else None
+      found[arm] = _member(last, stages.champion(last, first=greedy))
       rows[arm] = _row(learner, key, last, found[arm])
   best = max(rows, key=lambda arm: rows[arm]['fitness'])
   workdir.save_member(path / 'best', found[best], learner.genes)

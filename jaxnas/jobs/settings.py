@@ -175,6 +175,27 @@ def make_optimizer(
   )
 
 
+def several_of(
+  name: str, value: str, legal: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """The names that a setting joins by '-', each once.
+
+  Raises:
+    ValueError: if one of them is not legal, saying what is.
+
+  Example:
+    >>> several_of('fruits', 'pear-apple-pear', {'apple': 1, 'pear': 2})
+    ('pear', 'apple')
+  """
+  names = tuple(dict.fromkeys(value.split('-')))
+  if not all(name in legal for name in names):
+    raise ValueError(
+      f"--config.{name} must be of {', '.join(legal)}, joined by '-', got "
+      f'{value!r}.'
+    )
+  return names
+
+
 def one_of(name: str, value: str, legal: Mapping[str, Any]) -> None:
   """Refuses a setting that is not among the legal names.
 

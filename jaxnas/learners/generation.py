@@ -191,10 +191,12 @@ def adversarial(
       hinge = jax.nn.relu(1 - true) + jax.nn.relu(1 + false)
       return (hinge + penalty * jnp.square(true)).mean()
 
-    def made(maker, judge, rest, key):
-      z_key, drop_key = jax.random.split(key)
+    def faked(maker, z_key, drop_key):
       z = jax.random.normal(z_key, (batch, networks.latent))
-      fake = networks.generate(maker, own, z, drop_key)
+      return networks.generate(maker, own, z, drop_key)
+
+    def made(maker, judge, rest, key):
+      fake = faked(maker, *jax.random.split(key))
       return -scores(judge, rest, own, fake).mean()
 
     def descend(grads, moments, layers):
@@ -207,8 +209,7 @@ def adversarial(
       rows = jax.random.randint(row_key, (batch,), 0, data['images'].shape[0])
       real = generation.to_unit(data['images'][rows], low, high)
       real = real + noise * jax.random.normal(noise_key, real.shape)
-      z = jax.random.normal(z_key, (batch, networks.latent))
-      fake = networks.generate(maker, own, z, drop_key)
+      fake = faked(maker, z_key, drop_key)
       if spectral:
         rest = iterated(judge, rest, 1)
       grads = jax.grad(judged)(judge, rest, real, fake)
@@ -251,20 +252,19 @@ def adversarial(
 
     return generation.sampled_moments(few, key, count // part)
 
-  def measure(key, member, data):
-    found = drawn(jax.random.fold_in(key, 0), member, data, samples[0])
+  def judged_by(found, data):
     distance = generation.frechet(found, data['real'])
     return {'fitness': -distance, 'frechet': distance}
+
+  def measure(key, member, data):
+    found = drawn(jax.random.fold_in(key, 0), member, data, samples[0])
+    return judged_by(found, data)
 
   def test(key, member, data):
     # Another fold, so that not even an equal key repeats the noise.
     found = drawn(jax.random.fold_in(key, 1), member, data, samples[1])
-    distance = generation.frechet(found, data['real'])
-    return {
-      'fitness': -distance,
-      'frechet': distance,
-      'held_out': generation.frechet(found, data['held']),
-    }
+    held_out = generation.frechet(found, data['held'])
+    return {**judged_by(found, data), 'held_out': held_out}
 
   params = generation.fitted(key, features, task, steps=taught)
   data = {

@@ -113,11 +113,13 @@ def teacher(
     each = (_activated(own, z) * held['v'][None]).sum(axis=2)
     return (each + held['c'][None]).sum(axis=1)
 
-  def targets(data, x):
+  def answers(data, x):
     z = _read(x, data['u'])
-    each = (_activated(data['genes'], z) * data['v'][None]).sum(axis=2)
-    each = (each - data['mean'][None]) / data['deviation'][None]
-    return each.sum(axis=1) / np.sqrt(slots)
+    return (_activated(data['genes'], z) * data['v'][None]).sum(axis=2)
+
+  def targets(data, x):
+    each = answers(data, x) - data['mean'][None]
+    return (each / data['deviation'][None]).sum(axis=1) / np.sqrt(slots)
 
   def error(layers, own, x, y):
     return jnp.square(outputs(layers, own, x) - y).mean()
@@ -152,12 +154,9 @@ def teacher(
     'u': _SCALE * jax.random.normal(keys[1], (slots, inputs, teacher_hidden)),
     'v': jax.random.normal(keys[2], (slots, teacher_hidden))
     / np.sqrt(teacher_hidden),
-    'mean': jnp.zeros(slots),
-    'deviation': jnp.ones(slots),
   }
   x = jax.random.normal(keys[3], (8000, slots, inputs))
-  z = _read(x, data['u'])
-  each = (_activated(data['genes'], z) * data['v'][None]).sum(axis=2)
+  each = answers(data, x)
   data |= {'mean': each.mean(axis=0), 'deviation': each.std(axis=0)}
   for split, own, count in zip(('valid', 'test'), keys[4:], points):
     x = jax.random.normal(own, (count, slots, inputs))

@@ -98,11 +98,6 @@ def _separate(kernel: jax.Array, depth: jax.Array) -> dict[str, jax.Array]:
   return {**_point(kernel, depth), 'depth': _he(depth)}
 
 
-def _along(x: jax.Array, channels: jax.Array) -> jax.Array:
-  """(C,) numbers as (1, ..., 1, C), for a product or sum with x."""
-  return channels.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
 def normalised(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
   """Group norm of one group: over rows, columns and channels of each image.
 
@@ -127,11 +122,11 @@ def normalised(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
   x = x - x.mean(axis=(1, 2, 3), keepdims=True)
   square = jnp.square(x).mean(axis=(1, 2, 3), keepdims=True)
   x = x * jax.lax.rsqrt(square + 1e-5)
-  return x * _along(x, scale) + _along(x, shift)
+  return convolutions.plus(x * convolutions.along(x, scale), shift)
 
 
 def _settled(held: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
-  x = x + _along(x, held['bias'])
+  x = convolutions.plus(x, held['bias'])
   return normalised(x, held['scale'], held['shift'])
 
 

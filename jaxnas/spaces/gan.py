@@ -198,10 +198,6 @@ def _conv(
   return taps @ kernel.swapaxes(0, 1).reshape((-1, kernel.shape[-1]))
 
 
-def _plus(x: jax.Array, offset: jax.Array) -> jax.Array:
-  return x + offset.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
 def _convolved(own: Layers, x: jax.Array, kind: int, stride: int = 1):
   """An edge with weights, by its number in `EDGES`."""
   inner = own['w'][1:4, 1:4]
@@ -212,7 +208,7 @@ def _convolved(own: Layers, x: jax.Array, kind: int, stride: int = 1):
     5: (inner, 2),
     6: (own['w'], 2),
   }[kind]
-  return _plus(_conv(x, kernel, dilation, stride), own['b'])
+  return convolutions.plus(_conv(x, kernel, dilation, stride), own['b'])
 
 
 @jax.checkpoint
@@ -330,11 +326,11 @@ def upsampled(own: Layers, gene: jax.Array, x: jax.Array) -> jax.Array:
   """
 
   def nearest(own, x):  # The same as to interpolate first.
-    return _doubled(_plus(jax.nn.relu(x) @ own['w'], own['b']))
+    return _doubled(convolutions.plus(jax.nn.relu(x) @ own['w'], own['b']))
 
   def bilinear(own, x):
     x = jax.nn.relu(_bilinear(x, 2 * x.shape[1]))
-    return _plus(x @ own['w'], own['b'])
+    return convolutions.plus(x @ own['w'], own['b'])
 
   def transposed(own, x):
     return _transposed(jax.nn.relu(x), own['k']) @ own['w']
@@ -453,7 +449,7 @@ def _generated(
         middle = _doubled(middle)
       if middle.shape[1] < side:
         middle = _bilinear(middle, side)
-      more = more + _plus(middle @ own['w'], own['b'])
+      more = more + convolutions.plus(middle @ own['w'], own['b'])
     middle, x = cell(
       _at(layers['generator/ups'], slice(2 * i, 2 * i + 2)),
       _at(layers['generator/edges'], slice(5 * i, 5 * i + 5)),
@@ -465,8 +461,8 @@ def _generated(
   x = x * jax.lax.rsqrt(
     jnp.square(x).mean(axis=(1, 2, 3), keepdims=True) + 1e-5
   )
-  x = _plus(x * out['scale'].reshape((1, 1, 1, -1)), out['offset'])
-  return jnp.tanh(_plus(_conv(jax.nn.relu(x), out['w']), out['b']))
+  x = convolutions.plus(x * convolutions.along(x, out['scale']), out['offset'])
+  return jnp.tanh(convolutions.plus(_conv(jax.nn.relu(x), out['w']), out['b']))
 
 
 def _check_shape(name: str, shape: Sequence[int], least: int) -> int:
@@ -560,7 +556,7 @@ def easy(
     relu = jax.nn.relu
 
     def conv(own, x):
-      return _plus(_conv(x, own['w']), own['b'])
+      return convolutions.plus(_conv(x, own['w']), own['b'])
 
     x = conv(_at(convs, 0), relu(conv(first, images)))
     x = _average(x) + conv(enter, _average(images))

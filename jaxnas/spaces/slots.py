@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnas import layers as convolutions
 from jaxnas import mixing
 from jaxnas.base import Genes, Key, Member
 
@@ -199,10 +200,6 @@ def _normalised(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-5)
 
 
-def _plus(x: jax.Array, offset: jax.Array) -> jax.Array:
-  return x + offset.reshape((1,) * (x.ndim - 1) + (-1,))
-
-
 def activated(gene: jax.Array, z: jax.Array) -> jax.Array:
   """Pre-activations through the activation that a gene names.
 
@@ -250,10 +247,10 @@ def apply(
     own = {name: leaf[i] for name, leaf in layer.items()}
     dense = ops[i] == _DENSE
     read = jnp.where(dense, x, _normalised(x))
-    z = _plus(read @ own['u'], own['a'])
-    z = jnp.where(masks[i].reshape((1,) * (x.ndim - 1) + (-1,)), z, 0.0)
+    z = convolutions.plus(read @ own['u'], own['a'])
+    z = jnp.where(convolutions.along(z, masks[i]), z, 0.0)
     z = activated(activations[i], z)
-    residual = _plus(x + z @ own['v'], own['b'])
+    residual = convolutions.plus(x + z @ own['v'], own['b'])
     x = jnp.where(
       dense, z[..., :width], jnp.where(ops[i] == _IDENTITY, x, residual)
     )
@@ -313,7 +310,7 @@ def dense(
 
 def linear(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
   """`x w + b`, of the weights of `dense`."""
-  return _plus(x @ layer['w'], layer['b'])
+  return convolutions.plus(x @ layer['w'], layer['b'])
 
 
 def morph(
@@ -354,10 +351,7 @@ def morph(
     >>> jnp.count_nonzero(child.body.layers['slots']['v']).item()
     0
   """
-  if not 0 <= probability <= 1:
-    raise ValueError(
-      f'morph: probability must be in [0, 1], got {probability!r}.'
-    )
+  mixing.check_probability('morph', probability)
   for layer in layers:
     if np.ndim(space.owner.get(layer, -1)) != 1:
       raise ValueError(

@@ -3,6 +3,7 @@
 from jaxnas.stages.arrays import advance as advance
 from jaxnas.stages.arrays import assess as assess
 from jaxnas.stages.arrays import champion as champion
+from jaxnas.stages.arrays import keys_of as keys_of
 from jaxnas.stages.arrays import members as members
 from jaxnas.stages.arrays import replace as replace
 from jaxnas.stages.bracket import Fitness as Fitness
@@ -43,7 +44,6 @@ from jaxnas.stages.evolve import youngest as youngest
 from jaxnas.stages.fire import Evaluation as Evaluation
 from jaxnas.stages.fire import Fire as Fire
 from jaxnas.stages.fire import fire as fire
-from jaxnas.stages.fire import foremost as foremost
 from jaxnas.stages.fire import pieces as pieces
 from jaxnas.stages.fit import realise as realise
 from jaxnas.stages.fit import train as train

@@ -53,7 +53,7 @@ def members(
     for name, prior in (priors or {}).items()
   }
   bodies = _born(learner.init)(
-    _keys(keys['bodies'], size), genes, hyper, learner.data
+    keys_of(keys['bodies'], size), genes, hyper, learner.data
   )
   member = Member(bodies, genes, hyper)
   shapes = jax.eval_shape(
@@ -67,8 +67,8 @@ def members(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _keys(key: Key, size: int) -> Key:
-  """A key for each place in the population."""
+def keys_of(key: Key, size: int) -> Key:
+  """A key for each place in a population, (size,), whoever stands there."""
   return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(size))
 
 
@@ -83,13 +83,6 @@ def _size(members: Members) -> int:
 @programs.kept
 def _born(init):
   return jax.jit(jax.vmap(init, in_axes=(0, 0, 0, None)))
-
-
-def _form(over: Any) -> Any:
-  if over is not None:
-    return over
-  cpu = jax.default_backend() == 'cpu'
-  return training.in_turn if cpu else training.at_once
 
 
 def _mesh(mesh: Any, size: int) -> jax.sharding.Mesh:
@@ -132,10 +125,10 @@ def _called(call, key: Key, members: Members, data, over, mesh) -> Any:
   """What a learner's function gives for every member, on all devices."""
   size = _size(members)
   mesh = _mesh(mesh, size)
-  program = _program(call, _form(over), mesh)
+  program = _program(call, over or training.form(), mesh)
   devices = mesh.shape[meshes.POPULATION]
   counts = np.full(devices, size // devices, np.int32)
-  given = (_keys(key, size), members.member)
+  given = (keys_of(key, size), members.member)
   if mesh.size > 1 and not _traced(given):
     given = meshes.spread(given, mesh)
     data = meshes.replicate(data, mesh)
@@ -257,13 +250,12 @@ def _replacing(init, pairing, child):
     def gather(index):
       return jax.tree.map(lambda leaf: leaf[index], member)
 
-    keys = _keys(child_key, size)[slot]
+    keys = keys_of(child_key, size)[slot]
     made = jax.vmap(make)(keys, gather(base), gather(donor))
     own = base == slot
 
     def scatter(all_, new):
-      stay = own.reshape(own.shape + (1,) * (new.ndim - 1))
-      return all_.at[slot].set(jnp.where(stay, all_[slot], new))
+      return all_.at[slot].set(mixing.pick(own, all_[slot], new))
 
     member = jax.tree.map(scatter, member, made)
     metrics = {
@@ -276,13 +268,21 @@ def _replacing(init, pairing, child):
   return jax.jit(run)
 
 
-def champion(population: Members, by: str = 'fitness') -> int:
+def champion(
+  population: Members, by: str = 'fitness', first: int | None = None
+) -> int:
   """The number of the best member; the first among equals, NaN last.
+
+  Args:
+    population: measured members.
+    by: the metric.
+    first: of the first so many members only, such as the greedy population of
+      FIRE PBT, which comes first; None for all.
 
   Example:
     >>> import numpy as np
     >>> found = Members(None, {'fitness': np.array([1.0, np.nan, 2.0])}, None)
-    >>> champion(found)
-    2
+    >>> champion(found), champion(found, first=2)
+    (2, 0)
   """
-  return int(selection.order(np.asarray(population.metrics[by]))[0])
+  return int(selection.order(np.asarray(population.metrics[by])[:first])[0])

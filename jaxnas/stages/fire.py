@@ -6,14 +6,15 @@ the host, in NumPy, once a round; weights move by one gather on the device.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import base, curves, mixing, network, programs, selection
-from jaxnas.base import Learner, Members, Stage
+from jaxnas.base import Learner, Stage
+from jaxnas.stages import arrays
 
 
 class Evaluation(NamedTuple):
@@ -97,24 +98,6 @@ def pieces(points: int, inner: Stage, *, by: str = 'fitness') -> Stage:
     return members._replace(metrics=metrics), state
 
   return Stage(inner.init, update, f'pieces({inner.name})')
-
-
-def foremost(members: Members, count: int, by: str = 'fitness') -> int:
-  """The number of the best among the first members, NaN last.
-
-  FIRE PBT reports the best of its greedy population, which comes first.
-
-  Args:
-    members: a population.
-    count: size of the greedy one.
-    by: the metric.
-
-  Example:
-    >>> found = Members(None, {'fitness': np.array([1.0, 2.0, 3.0])}, None)
-    >>> foremost(found, 2)
-    1
-  """
-  return int(selection.order(np.asarray(members.metrics[by])[:count])[0])
 
 
 def fire(
@@ -270,9 +253,11 @@ def fire(
       learner.data,
     )
     moved = (moves.source != own) | moves.explored
+    metrics = dict(members.metrics)
+    nothing = {n: jnp.full_like(x, jnp.nan) for n, x in metrics.items()}
     members = members._replace(
       member=member,
-      metrics={n: _without(x, moved) for n, x in members.metrics.items()},
+      metrics=mixing.pick(moved, nothing, metrics),
       parents=jnp.stack([moves.source, moves.setting], axis=1),
     )
     waits = {str(i): int(wait) for i, wait in waits.items()}
@@ -324,12 +309,6 @@ def _assign(running, waits, fitness, ranks, level_of, held, moves) -> None:
         break
 
 
-def _without(values: Any, moved: np.ndarray) -> jax.Array:
-  """A metric, NaN for members that moved."""
-  mask = moved.reshape(moved.shape + (1,) * (values.ndim - 1))
-  return jnp.where(mask, jnp.nan, values)
-
-
 @programs.kept
 def _moving(init, child):
   def run(key, member, source, setting, explored, data):
@@ -341,14 +320,7 @@ def _moving(init, child):
 
     moved = gather(source, member)
     moved = moved._replace(hyper=gather(setting, member.hyper))
-    places = jnp.arange(len(source))
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
-    made = jax.vmap(make)(keys, moved)
-
-    def pick(new, old):
-      mask = explored.reshape(explored.shape + (1,) * (new.ndim - 1))
-      return jnp.where(mask, new, old)
-
-    return jax.tree.map(pick, made, moved)
+    made = jax.vmap(make)(arrays.keys_of(key, len(source)), moved)
+    return mixing.pick(explored, made, moved)
 
   return jax.jit(run)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnas import layers
 from jaxnas.base import Key, Task
 from jaxnas.tasks.losses import cross_entropy
 
@@ -212,14 +213,8 @@ def conv_features(
   def apply(params, images):
     x = images
     for i in range(len(channels)):
-      x = jax.lax.conv_general_dilated(
-        x,
-        params[f'k{i}'],
-        (2, 2),
-        'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
-      x = jax.nn.relu(x + params[f'c{i}'][None, None, None])
+      x = layers.conv2d(x, params[f'k{i}'], (2, 2))
+      x = jax.nn.relu(layers.plus(x, params[f'c{i}']))
     x = x.mean(axis=(1, 2))
     return jnp.tanh(x @ params['w'] + params['b'][None])
 

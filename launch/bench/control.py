@@ -34,12 +34,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from scipy import stats
 
 from jaxnas import algorithms, learners, stages
 from jaxnas.base import Learner, Members, Stage
 from jaxnas.run import run
 from jaxnas.tasks import control
+from launch.bench import paired
 
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'How many.', lower_bound=1)
 _FIRST = flags.DEFINE_integer('first', 100, 'The first seed.')
@@ -85,17 +85,12 @@ def searched(
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
   """Paired returns of two methods; a positive difference is ours."""
-  gaps = ours - theirs
-  draws = np.random.default_rng(0).integers(len(gaps), size=(10_000, len(gaps)))
-  low, high = np.quantile(np.median(gaps[draws], axis=1), [0.025, 0.975])
-  p = None
-  if len(gaps) >= 5 and gaps.any():
-    p = stats.wilcoxon(gaps, alternative='greater', method='exact').pvalue
+  found = paired.compared(ours, theirs, better='greater')
   return {
-    'wins': int((gaps > 0).sum()),
-    'median_difference': round(float(np.median(gaps)), 2),
-    'interval': [round(float(low), 2), round(float(high), 2)],
-    'p': None if p is None else round(float(p), 5),
+    'wins': found['wins'],
+    'median_difference': round(found['difference'], 2),
+    'interval': [round(end, 2) for end in found['interval']],
+    'p': found['p'] and round(found['p'], 5),
   }
 
 

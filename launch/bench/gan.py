@@ -18,7 +18,7 @@ line of medians over seeds and of paired comparisons:
                                     the one-sided exact p of Wilcoxon's signed
                                     ranks for a being lower
 
-With fewer than five seeds no p below 0.05 is possible.
+With fewer than five seeds, of which no outcome is significant, p is null.
 """
 
 import json
@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
 from absl import app, flags
 
 from jaxnas import algorithms, learners, stages, tasks
@@ -36,6 +35,7 @@ from jaxnas.base import Learner, Member, Stage
 from jaxnas.run import run
 from jaxnas.spaces import gan as spaces
 from jaxnas.spaces import slots
+from launch.bench import paired
 
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'How many.')
 _FIRST = flags.DEFINE_integer('first', 100, 'The first seed.')
@@ -106,21 +106,6 @@ def searched(
   return row, best
 
 
-def compared(one: list[float], other: list[float]) -> dict[str, Any]:
-  """Paired differences of what is better the lower it is."""
-  by = np.subtract(one, other)
-  drawn = np.random.default_rng(0).integers(0, len(by), (10000, len(by)))
-  medians = np.median(by[drawn], axis=1)
-  p = scipy.stats.wilcoxon(by, alternative='less', method='exact').pvalue
-  return {
-    'wins': int((by < 0).sum()),
-    'seeds': len(by),
-    'difference': round(float(np.median(by)), 2),
-    'interval': np.percentile(medians, [2.5, 97.5]).round(2).tolist(),
-    'p': float(p),
-  }
-
-
 def picture(networks: spaces.Networks, best: Member, path: str) -> None:
   """Saves 10 x 10 images of a network's averaged generator."""
   from matplotlib import pyplot
@@ -170,9 +155,13 @@ def main(argv: list[str]) -> None:
       last[f'{metric}_{name}'] = round(statistics.median(values), 2)
     for one, other in PAIRS:
       if one in scores and other in scores:
-        last[f'{metric}_{one}_over_{other}'] = compared(
-          scores[one], scores[other]
-        )
+        found = paired.compared(scores[one], scores[other], better='less')
+        last[f'{metric}_{one}_over_{other}'] = {
+          **found,
+          'seeds': len(scores[one]),
+          'difference': round(found['difference'], 2),
+          'interval': [round(end, 2) for end in found['interval']],
+        }
   print(json.dumps(last))
 
 

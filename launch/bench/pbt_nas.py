@@ -29,6 +29,7 @@ from absl import app, flags
 
 from jaxnas import algorithms, learners, mixing, selection, stages, training
 from jaxnas.run import rounds
+from launch.bench import paired
 
 _SEEDS = flags.DEFINE_integer('seeds', 20, 'How many seeds.')
 _FIRST = flags.DEFINE_integer('first', 100, 'The first seed.')
@@ -93,24 +94,6 @@ def outcome(method: str):
   return one
 
 
-def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-  """Paired statistics of errors, ours below theirs being a win."""
-  from scipy import stats
-
-  difference = ours - theirs
-  rng = np.random.default_rng(0)
-  drawn = rng.choice(difference, (10_000, len(difference)))
-  low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-  test = stats.wilcoxon(difference, alternative='less', method='exact')
-  return {
-    'p': float(test.pvalue),
-    'wins': int((difference < 0).sum()),
-    'median_gain': float(np.median(1 - ours / theirs)),
-    'median_difference': float(np.median(difference)),
-    'interval': [round(float(low), 4), round(float(high), 4)],
-  }
-
-
 def main(argv: list[str]) -> None:
   del argv
   seeds = jnp.arange(_FIRST.value, _FIRST.value + _SEEDS.value)
@@ -134,8 +117,15 @@ def main(argv: list[str]) -> None:
   summary = {}
   for method in found:
     if method != 'pbt_nas' and 'pbt_nas' in found:
-      row = compared(found['pbt_nas'], found[method])
-      summary |= {f'{name}_{method}': value for name, value in row.items()}
+      ours, theirs = found['pbt_nas'], found[method]
+      row = paired.compared(ours, theirs, better='less')
+      summary |= {
+        f'p_{method}': row['p'],
+        f'wins_{method}': row['wins'],
+        f'median_gain_{method}': float(np.median(1 - ours / theirs)),
+        f'median_difference_{method}': row['difference'],
+        f'interval_{method}': [round(end, 4) for end in row['interval']],
+      }
   summary |= {'setting': _SETTING.value, 'seeds': _SEEDS.value}
   print(json.dumps(_rounded(summary)))
 

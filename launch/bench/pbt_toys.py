@@ -99,7 +99,7 @@ def fire(name: str, seeds: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
   for seed in seeds:
     key, start = started(int(seed), learner)
     last, state = run(key, stage, start, ROUNDS)
-    best = stages.foremost(last, GREEDY)
+    best = stages.champion(last, first=GREEDY)
     found.append(float(last.metrics['fitness'][best]))
     for outcome, count in state[0].outcomes.items():
       outcomes[outcome] += count
