@@ -7,8 +7,10 @@ Convolutional networks whose architecture is drawn and stays; the coefficients
 of a Taylor loss and the learning rate evolve (EPBT), are copied and perturbed
 (PBT) or stay as they were drawn (`random`).
 
-Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 2 to 5 minutes, an
-early stage; no accuracy is promised (2026-11-28).
+Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 1 to 3 minutes.
+Expected (seed 0, 2026-11-28): a test accuracy of about 0.64 by EPBT, 0.83 by
+PBT and 0.76 with settings as they were drawn, an early stage from which
+nothing follows.
 """
 
 import ml_collections

@@ -484,7 +484,7 @@ def test_a_config_promises_command_hardware_minutes_and_result(config_module):
   for promise, pattern in {
     'hardware': r'\d+ (CPU )?cores?|GPU',
     'minutes': r'\d minutes?',
-    'expected result': r'accuracy|errors? of|told apart|ends above',
+    'expected result': r'accuracy|(error|distance|return|objective) of about',
     'date': r'20\d\d-\d\d-\d\d',
   }.items():
     assert re.search(pattern, text), f'{config_module.path}: no {promise}'
