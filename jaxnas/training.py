@@ -688,8 +688,9 @@ def _options(mesh) -> dict[str, Any] | None:
   Several CPU devices of a process share its threads: each device's matrix
   products keep to one, or all of them wait for each other's.
   """
-  shared = jax.default_backend() == 'cpu' and len(mesh.local_devices) > 1
-  return {'xla_cpu_multi_thread_eigen': False} if shared else None
+  shared = len(mesh.local_devices) > 1
+  more = {'xla_cpu_multi_thread_eigen': False} if shared else {}
+  return programs.options(**more)
 
 
 def _over_data(mesh):

@@ -130,7 +130,7 @@ def _losses(spec, loss, batch):
   """The compiled losses (examples,) of one structure."""
   module = spec.module()
 
-  @jax.jit
+  @programs.jit
   def losses(variables, data):
     def one(rows):
       outputs = module.apply(variables, data.inputs[rows])

@@ -256,7 +256,7 @@ def _program(
     )
     return laid._replace(**moved), after, *scores, statistics
 
-  return jax.jit(step)
+  return programs.jit(step)
 
 
 def _zeros(shapes: Any) -> Any:

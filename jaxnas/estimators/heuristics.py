@@ -322,7 +322,7 @@ def _reader(spec, of, batch):
     n.inputs[0] for n in spec.order if n.op.kind == 'mixing'
   )
 
-  @jax.jit
+  @programs.jit
   def means(variables, inputs):
     call = network.caller(spec, variables)
 

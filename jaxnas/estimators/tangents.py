@@ -36,7 +36,7 @@ from jaxnas.morphisms import Morphism
 def _pusher(spec, blocks, loss, factor, mass):
   """The compiled tangents of one structure, some sets of columns at a time."""
 
-  @jax.jit
+  @programs.jit
   def push(variables, laid, inputs, targets, key, weights):
     call = network.caller(spec, variables)
     values = network.walk(spec, call, inputs)

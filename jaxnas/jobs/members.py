@@ -12,6 +12,7 @@ from jaxnas import (
   learners,
   mixing,
   network,
+  programs,
   report,
   selection,
   stages,
@@ -289,7 +290,7 @@ def _member(population: Members, place: int):
 def _row(learner: Learner, key: Key, population: Members, best) -> dict:
   """What the best member measures where nothing is selected, and the cost."""
   own = network.named_key(key, 'test')
-  tested = jax.jit(learner.test)(own, best, learner.data)
+  tested = programs.jit(learner.test)(own, best, learner.data)
   spent = population.spent
   return {
     **{name: float(value) for name, value in tested.items() if not value.ndim},

@@ -82,7 +82,7 @@ def _size(members: Members) -> int:
 
 @programs.kept
 def _born(init):
-  return jax.jit(jax.vmap(init, in_axes=(0, 0, 0, None)))
+  return programs.jit(jax.vmap(init, in_axes=(0, 0, 0, None)))
 
 
 def _mesh(mesh: Any, size: int) -> jax.sharding.Mesh:
@@ -118,7 +118,7 @@ def _program(call, over, mesh):
     counts = counts if mesh.size > 1 else counts[0]
     return each((), (keys, member), counts, data)[1]
 
-  return jax.jit(run)
+  return programs.jit(run)
 
 
 def _called(call, key: Key, members: Members, data, over, mesh) -> Any:
@@ -265,7 +265,7 @@ def _replacing(init, pairing, child):
     parents = scatter(_themselves(size), jnp.stack([base, donor], axis=1))
     return member, metrics, parents
 
-  return jax.jit(run)
+  return programs.jit(run)
 
 
 def champion(

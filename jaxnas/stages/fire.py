@@ -323,4 +323,4 @@ def _moving(init, child):
     made = jax.vmap(make)(arrays.keys_of(key, len(source)), moved)
     return mixing.pick(explored, made, moved)
 
-  return jax.jit(run)
+  return programs.jit(run)

@@ -475,7 +475,7 @@ def calibrate(task: Task, *, examples: int = 128) -> Stage:
 def _moments(spec: specs.Spec):
   """The compiled statistics of every node's channels over examples."""
 
-  @jax.jit
+  @programs.jit
   def moments(variables, inputs):
     call = network.caller(spec, variables)
     values = network.walk(spec, call, inputs)

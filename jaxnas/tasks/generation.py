@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import layers
+from jaxnas import layers, programs
 from jaxnas.base import Key, Task
 from jaxnas.tasks.losses import cross_entropy
 
@@ -279,7 +279,7 @@ def fitted_with_head(
     found = features.apply(held[0], to_unit(images, low, high))
     return cross_entropy(found @ held[1], labels).mean()
 
-  @jax.jit
+  @programs.jit
   def run(start, data, key):
     def step(carry, key):
       held, state = carry
@@ -313,7 +313,7 @@ def split_moments(
     (24, 24)
   """
   low, high = pixel_range(task)
-  apply = jax.jit(features.apply)
+  apply = programs.jit(features.apply)
   images = getattr(task, split).inputs
   size = min(512, len(images))
   # The last part overlaps the one before, so that all are of one shape.
