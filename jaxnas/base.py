@@ -233,6 +233,83 @@ class Space(NamedTuple):
   moves: Callable[[Spec], Sequence[Any]]
 
 
+class ArraySpace(NamedTuple):
+  """A space whose genotypes are integer arrays of one length L.
+
+  All are pure functions of one genotype, for `jit` and `vmap`.
+
+  Attributes:
+    name: of the space.
+    options: how many values each of the L positions may take; not every
+      combination need be legal.
+    size: how many different networks there are, 0 if they are not numbered.
+    sample: `sample(key) -> (L,) int32`, uniform over what the benchmark's own
+      random search draws from.
+    mutate: `mutate(key, genotype) -> (L,) int32`, one edit, to a different
+      legal genotype.
+    crossover: `crossover(key, a, b) -> (L,) int32`, legal.
+    neighbours: `neighbours(genotype) -> ((N, L) int32, (N,) bool)`, all single
+      edits; False for those that leave the space.
+    encode: `encode(genotype) -> (F,) float32`, features for predictors.
+    index: `index(genotype) -> () int32`, the row of the network it stands for,
+      in 0..size-1; isomorphic genotypes share one, illegal ones have -1.
+  """
+
+  name: str
+  options: tuple[int, ...]
+  size: int
+  sample: Callable[[Key], jax.Array]
+  mutate: Callable[[Key, jax.Array], jax.Array]
+  crossover: Callable[[Key, jax.Array, jax.Array], jax.Array]
+  neighbours: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+  encode: Callable[[jax.Array], jax.Array]
+  index: Callable[[jax.Array], jax.Array]
+
+
+class Table(NamedTuple):
+  """Measurements of every network of a space.
+
+  Attributes:
+    space: whose networks they are.
+    columns: by name, (size, ...) in the order of `space.index`; NaN where
+      something was not measured.
+  """
+
+  space: ArraySpace
+  columns: Mapping[str, Any]
+
+
+class Trials(NamedTuple):
+  """The population of an array search: all it has asked, in order.
+
+  Combinators and `run` work on it as on a `Population`; its stages are in
+  `jaxnas.stages.trials`. What a search calls its population (the youngest P,
+  the best m) is a view of the trials.
+
+  Attributes:
+    genotypes: (Q, L) integers, Q slots for questions.
+    index: (Q,) integers, the network of each question; -1 where a slot is
+      empty, or what was proposed for it was illegal or not wanted.
+    metrics: (Q,) by name, NaN where the index is -1: `fitness`, of which more
+      is better, `cost` in seconds, and what else was asked for.
+    count: slots used. It depends on nothing random, so that under `vmap` all
+      searches write to one place.
+    pending: (K, L) proposed and not yet asked; (0, L) between generations.
+    wanted: (K,) which of them to ask.
+    generation: how many generations are complete.
+    spent: what they have cost; an evaluation is one question that was asked.
+  """
+
+  genotypes: jax.Array
+  index: jax.Array
+  metrics: Mapping[str, jax.Array]
+  count: Any
+  pending: jax.Array
+  wanted: jax.Array
+  generation: int = 0
+  spent: Cost = Cost()
+
+
 class Estimator(NamedTuple):
   """Scores moves of a network without making them.
 

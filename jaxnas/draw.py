@@ -637,6 +637,118 @@ def _whole_numbers(axis) -> None:
   axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+def curves(
+  lines: Mapping[str, Mapping[str, Any]],
+  *,
+  x: str,
+  y: str,
+  goal: float | None = None,
+) -> Any:
+  """Curves of searches, each with a band.
+
+  Args:
+    lines: for each name `x` and `mean`, and perhaps `low` and `high`, the ends
+      of the band: sequences of one length, with NaN where there is nothing yet.
+    x: what the first axis is.
+    y: what the second axis is.
+    goal: the best there is, a dotted line; None for none.
+
+  Returns:
+    The Matplotlib figure.
+
+  Raises:
+    ValueError: if there are no lines.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> line = {'x': [1, 2], 'mean': [90, 91], 'low': [88, 90],
+    ...         'high': [92, 92]}
+    >>> figure = curves({'random': line}, x='queries', y='accuracy')
+    >>> figure.axes[0].get_xlabel()
+    'queries'
+  """
+  if not lines:
+    raise ValueError('curves: there is nothing to draw, no lines.')
+  figure = _figure(7, 3.8, 'constrained')
+  ax = figure.subplots()
+  ends = []
+  for i, (name, line) in enumerate(lines.items()):
+    colour = _COLOURS[i % len(_COLOURS)]
+    at, mean = np.asarray(line['x'], float), np.asarray(line['mean'], float)
+    dots = 'o' if len(at) == 1 else ''
+    label = name.replace('_', ' ')
+    ax.plot(at, mean, color=colour, marker=dots, label=label)
+    if 'low' in line:
+      low, high = (np.asarray(line[end], float) for end in ('low', 'high'))
+      ax.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
+    known = mean[np.isfinite(mean)]
+    if len(known):
+      ends.append((np.quantile(known, 0.1), known.max()))
+  if goal is not None:
+    ax.axhline(goal, color='#6B7280', linestyle=':', linewidth=1)
+  if ends:
+    # The first few answers are anything, and would flatten all the others.
+    bottom, top = min(low for low, _ in ends), max(high for _, high in ends)
+    top = max(top, goal) if goal is not None else top
+    if top > bottom:
+      ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.1 * (top - bottom))
+  ax.set_xlabel(x)
+  ax.set_ylabel(y)
+  _plain(ax)
+  _thousands(ax.xaxis)
+  ax.legend(fontsize=8, frameon=False, loc='lower right')
+  return figure
+
+
+def fronts(
+  lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+  *,
+  x: str,
+  y: str,
+) -> Any:
+  """Pareto fronts as steps: the best y that no more than x costs.
+
+  Args:
+    lines: for each name the costs and the values of its points.
+    x: what the costs are.
+    y: what the values are, of which more is better.
+
+  Returns:
+    The Matplotlib figure.
+
+  Raises:
+    ValueError: if there are no lines.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> figure = fronts({'all': ([1, 2], [90, 91])}, x='FLOPs', y='accuracy')
+    >>> figure.axes[0].get_ylabel()
+    'accuracy'
+  """
+  if not lines:
+    raise ValueError('fronts: there is nothing to draw, no lines.')
+  figure = _figure(7, 3.8, 'constrained')
+  ax = figure.subplots()
+  most = max(max(costs) for costs, _ in lines.values())
+  for i, (name, (costs, values)) in enumerate(lines.items()):
+    order = np.argsort(costs)
+    costs, values = np.asarray(costs)[order], np.asarray(values)[order]
+    colour = _COLOURS[i % len(_COLOURS)]
+    ax.step(
+      np.append(costs, most),
+      np.append(values, values[-1]),
+      where='post',
+      color=colour,
+      alpha=0.5,
+    )
+    ax.plot(costs, values, 'o', ms=4, color=colour, label=name)
+  ax.set_xlabel(x)
+  ax.set_ylabel(y)
+  _plain(ax)
+  ax.legend(fontsize=8, frameon=False, loc='lower right')
+  return figure
+
+
 def widths(
   rows: Sequence[Mapping[str, Any]],
   *,

@@ -112,16 +112,26 @@ def cached(batch: int, patches: int) -> int:
   return divisor(batch, CACHED // patches)
 
 
-def _shifts(x, window, strides, padding, fill=0.0):
+def _pads(x, window, strides, padding, dilation=(1, 1)):
+  """What is put before and behind the rows and the columns of images."""
+  reach = tuple((w - 1) * d + 1 for w, d in zip(window, dilation))
+  if padding == 'EVEN':
+    return [(r // 2, r // 2) for r in reach]
+  return lax.padtype_to_pads(x.shape[1:3], reach, strides, padding)
+
+
+def _shifts(x, window, strides, padding, fill=0.0, dilation=(1, 1)):
   """The k*k shifted, strided views of a padded image, row-major."""
-  pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+  pads = _pads(x, window, strides, padding, dilation)
   rows, columns = (
-    (x.shape[i + 1] + sum(pads[i]) - window[i]) // strides[i] + 1
+    (x.shape[i + 1] + sum(pads[i]) - (window[i] - 1) * dilation[i] - 1)
+    // strides[i]
+    + 1
     for i in (0, 1)
   )
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
-  for i in range(window[0]):
-    for j in range(window[1]):
+  for i in range(0, window[0] * dilation[0], dilation[0]):
+    for j in range(0, window[1] * dilation[1], dilation[1]):
       yield x[
         :,
         i : i + (rows - 1) * strides[0] + 1 : strides[0],
@@ -136,6 +146,7 @@ def conv2d(
   padding: str = 'SAME',
   *,
   depthwise: bool = False,
+  dilation: tuple[int, int] = (1, 1),
   form: str = 'auto',
 ) -> jax.Array:
   """A 2-d convolution, in the form that is fast where it runs.
@@ -145,8 +156,9 @@ def conv2d(
     kernel: (rows, columns, channels in, channels out), or with `depthwise`
       (rows, columns, 1, channels).
     strides: rows and columns to move by.
-    padding: `'SAME'` or `'VALID'`.
+    padding: `'SAME'`, `'VALID'` or `'EVEN'` (`jaxnas.spec.Conv`).
     depthwise: each channel by itself.
+    dilation: rows and columns between taps, of a depthwise one.
     form: `'native'` for `lax.conv_general_dilated`; `'patches'` for shifted
       slices and one matrix product; `'images'` for the same in a loop over as
       many images as `cached` says, which keeps no patches for the gradient and
@@ -169,7 +181,8 @@ def conv2d(
       x,
       kernel,
       strides,
-      padding,
+      _pads(x, kernel.shape[:2], strides, padding, dilation),
+      rhs_dilation=dilation,
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=x.shape[-1] if depthwise else 1,
     )
@@ -177,14 +190,14 @@ def conv2d(
   if conv_form(form) == 'images' and not depthwise and window != (1, 1):
     return _by_images(x, kernel, strides, padding)
   if depthwise:
-    shifts = _shifts(x, window, strides, padding)
+    shifts = _shifts(x, window, strides, padding, dilation=dilation)
     return sum(s * t[None, None, None] for s, t in zip(shifts, _flat(kernel)))
   return _patches(x, window, strides, padding) @ _flat(kernel)
 
 
 def _by_images(x, kernel, strides, padding):
   """`conv2d` of a few images at a time; patches are made again, not kept."""
-  pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+  pads = _pads(x, kernel.shape[:2], strides, padding)
   rows, columns = (
     (x.shape[i + 1] + sum(pads[i]) - kernel.shape[i]) // strides[i] + 1
     for i in (0, 1)
@@ -279,6 +292,7 @@ class DepthwiseConv(nn.Module):
       self.op.strides,
       self.op.padding,
       depthwise=True,
+      dilation=self.op.dilation,
       form=self.conv,
     )
     return _biased(self, y) if self.op.use_bias else y
@@ -420,6 +434,25 @@ def _(op: specs.Add, name, conv):
 def _(op: specs.Concat, name, conv):
   del op, name, conv
   return _plain(lambda *xs: jnp.concatenate(xs, axis=-1))
+
+
+@layer.register
+def _(op: specs.Zero, name, conv):
+  del name, conv
+  rows, columns = op.strides
+  return _plain(lambda x: jnp.zeros_like(x[:, ::rows, ::columns]))
+
+
+@layer.register
+def _(op: specs.Trim, name, conv):
+  del name, conv
+  return _plain(lambda x: x[:, op.rows :, op.columns :])
+
+
+@layer.register
+def _(op: specs.Narrow, name, conv):
+  del name, conv
+  return _plain(lambda x: x[..., : op.features])
 
 
 @layer.register

@@ -77,6 +77,8 @@ _KEEPS_ZEROS = (
   specs.Gate,
   specs.GlobalPool,
   specs.Pool,
+  specs.Trim,
+  specs.Zero,
 )
 
 

@@ -35,8 +35,8 @@ def options(**more: Any) -> dict[str, Any] | None:
   """XLA's options for the programs of this library; None for none.
 
   On CPU: without the newer emitters of fused loops, and with LLVM's first level
-  of optimization. Programs compile in two thirds of the time and run as fast
-  or, with large convolutions, in 55 % (docs/performance.md).
+  of optimization. Programs compile in about 60 % of the time and run as fast
+  (docs/performance.md).
 
   Args:
     **more: options for CPU besides.

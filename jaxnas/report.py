@@ -17,7 +17,7 @@ import rich.table
 
 from jaxnas import draw, groups, workdir
 from jaxnas import spec as specs
-from jaxnas.base import Event, Members, Population
+from jaxnas.base import Event, Members, Population, Trials
 
 # Lines for the generations of a search in which nothing but training happens.
 LINES = 10
@@ -95,8 +95,12 @@ def generation_line(
   return '  '.join(parts)
 
 
-def _state(population: Population | Members) -> list[str]:
+def _state(population: Population | Members | Trials) -> list[str]:
   """How good a population is, in words."""
+  if isinstance(population, Trials):
+    row = workdir.summary_row(population)
+    fitness = '' if row['fitness'] is None else f'best {row["fitness"]:.4g}'
+    return [f'{row["queries"]:,.0f} queries', fitness]
   if isinstance(population, Members):
     return [
       f'{_spaced(name)} {value:.4g}'
@@ -111,9 +115,9 @@ def _state(population: Population | Members) -> list[str]:
   ]
 
 
-def _events(population: Population | Members) -> list[Event]:
+def _events(population: Population | Members | Trials) -> list[Event]:
   """What happened to the best member in the last generation."""
-  if isinstance(population, Members):
+  if isinstance(population, Members | Trials):
     return []  # Replacements are many, and in the picture of the lineage.
   lineage = workdir.leader(population).lineage
   return [e for e in lineage if e.generation == population.generation - 1]
@@ -283,6 +287,14 @@ def html(folder: workdir.Folder) -> pathlib.Path:
         for name, rows in searches.items()
       ),
     ]
+  elif any('searches' in row for row in shown):
+    parts += [
+      '<h2>How it went</h2>',
+      _picture(
+        'The best so far: mean of the searches, and their middle half',
+        lambda: draw.curves(_reached(searches), x='queries', y='fitness'),
+      ),
+    ]
   elif shown:
     parts += [
       '<h2>How it went</h2>',
@@ -347,6 +359,18 @@ img {{ max-width: 100%; height: auto; }}
 </body>
 </html>
 """
+
+
+def _reached(searches: Mapping[str, Any]) -> dict[str, dict[str, list]]:
+  """Rows of array searches as `draw.curves` takes them."""
+  columns = {'x': 'queries', 'mean': 'fitness', 'low': 'low', 'high': 'high'}
+  return {
+    name: {
+      end: [float('nan') if row[c] is None else row[c] for row in rows]
+      for end, c in columns.items()
+    }
+    for name, rows in searches.items()
+  }
 
 
 def _stored(path: pathlib.Path) -> dict[str, Any] | None:

@@ -47,14 +47,19 @@ def _spatial(op: Any, shape: Shape) -> Shape:
   return shape
 
 
-def _window(size: int, window: int, stride: int, padding: str) -> int:
+def _window(
+  size: int, window: int, stride: int, padding: str, dilation: int = 1
+) -> int:
   if padding == 'SAME':
     return -(-size // stride)
-  if size < window:
+  reach = (window - 1) * dilation + 1
+  if padding == 'EVEN':
+    size += 2 * (reach // 2)
+  if size < reach:
     raise ValueError(
-      f'a VALID window of {window} does not fit an extent of {size}.'
+      f'a {padding} window of {reach} does not fit an extent of {size}.'
     )
-  return (size - window) // stride + 1
+  return (size - reach) // stride + 1
 
 
 class Op(Protocol):
@@ -66,7 +71,8 @@ class Op(Protocol):
       input's channels and writes its own); `'channelwise'`: the output
       channels are the input channels, and all inputs share them; `'concat'`:
       the inputs' channels one after another; `'flatten'`: the channels once
-      per position, row-major. A mixing op has one input, a field
+      per position, row-major; `'opaque'`: anything else, so that no width on
+      either side can change. A mixing op has one input, a field
       `features`, and a parameter `kernel` whose last two axes are its input's
       and its output's channels.
     normalises: whether a channelwise op mixes the channels' statistics, as
@@ -118,7 +124,12 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-  """A 2-d convolution to `features` channels (NHWC, kernels HWIO)."""
+  """A 2-d convolution to `features` channels (NHWC, kernels HWIO).
+
+  Padding is `'SAME'` or `'VALID'` as in XLA, or `'EVEN'`: half of the window,
+  rounded down, on both sides. With strides above one SAME puts less in front
+  than behind, which is not what networks published with PyTorch do.
+  """
 
   features: int
   kernel: tuple[int, int] = (3, 3)
@@ -141,29 +152,39 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConv:
-  """A 2-d convolution of each channel on its own (multiplier one)."""
+  """A 2-d convolution of each channel on its own (multiplier one).
+
+  Its taps are `dilation` rows and columns apart.
+  """
 
   kernel: tuple[int, int] = (3, 3)
   strides: tuple[int, int] = (1, 1)
   use_bias: bool = True
   padding: str = 'SAME'
+  dilation: tuple[int, int] = (1, 1)
   kind: ClassVar[str] = 'channelwise'
 
   def __post_init__(self):
-    _windowed(self, kernel=self.kernel, strides=self.strides)
+    _windowed(
+      self, kernel=self.kernel, strides=self.strides, dilation=self.dilation
+    )
     _padding(self)
 
   def shape(self, x: Shape) -> Shape:
     h, w, channels = _spatial(self, x)
-    rows = _window(h, self.kernel[0], self.strides[0], self.padding)
-    columns = _window(w, self.kernel[1], self.strides[1], self.padding)
+    rows, columns = (
+      _window(
+        size, self.kernel[i], self.strides[i], self.padding, self.dilation[i]
+      )
+      for i, size in enumerate((h, w))
+    )
     return (rows, columns, channels)
 
 
 def _padding(op: Any) -> None:
-  if op.padding not in ('SAME', 'VALID'):
+  if op.padding not in ('SAME', 'VALID', 'EVEN'):
     raise ValueError(
-      f"{type(op).__name__}: padding must be 'SAME' or 'VALID', got "
+      f"{type(op).__name__}: padding must be 'SAME', 'VALID' or 'EVEN', got "
       f'{op.padding!r}.'
     )
 
@@ -227,7 +248,7 @@ class Activation:
 class Pool:
   """Max or average pooling; `reduce` is `'max'` or `'mean'`.
 
-  The mean of a SAME window is taken over the positions inside the image.
+  The mean of a padded window is taken over the positions inside the image.
   """
 
   reduce: str = 'max'
@@ -314,6 +335,64 @@ class Concat:
         f'Concat reads inputs that differ in channels only, got {list(xs)}.'
       )
     return (*xs[0][:-1], sum(x[-1] for x in xs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Zero:
+  """Zeros, of the input's shape or one of fewer positions.
+
+  An edge that carries nothing. What lies before it stays in the network, with
+  parameters that count and never learn.
+  """
+
+  strides: tuple[int, int] = (1, 1)
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    _windowed(self, strides=self.strides)
+
+  def shape(self, x: Shape) -> Shape:
+    h, w, channels = _spatial(self, x)
+    return (-(-h // self.strides[0]), -(-w // self.strides[1]), channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trim:
+  """The input without its first rows and columns."""
+
+  rows: int = 1
+  columns: int = 1
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    _positive(self, rows=self.rows, columns=self.columns)
+
+  def shape(self, x: Shape) -> Shape:
+    h, w, channels = _spatial(self, x)
+    if h <= self.rows or w <= self.columns:
+      raise ValueError(
+        f'Trim: {self.rows} rows and {self.columns} columns of {h} x {w} leave '
+        'nothing.'
+      )
+    return (h - self.rows, w - self.columns, channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow:
+  """The first `features` channels of the input."""
+
+  features: int
+  kind: ClassVar[str] = 'opaque'
+
+  def __post_init__(self):
+    _positive(self, features=self.features)
+
+  def shape(self, x: Shape) -> Shape:
+    if x[-1] < self.features:
+      raise ValueError(
+        f'Narrow: there are no {self.features} channels in {x}.'
+      )
+    return (*x[:-1], self.features)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,7 @@ from jaxnas.base import (
   Members,
   Population,
   Stage,
+  Trials,
 )
 from jaxnas.run import run
 
@@ -53,14 +54,14 @@ class Search(NamedTuple):
     name: of its lines in `metrics.jsonl` and its folder of checkpoints.
     key: of all its randomness.
     stage: one generation.
-    population: the first population, a `Population` or `Members`.
+    population: the first one, a `Population`, `Members` or `Trials`.
     generations: the total number of generations.
   """
 
   name: str
   key: Key
   stage: Stage
-  population: Population | Members
+  population: Population | Members | Trials
   generations: int
 
 
@@ -248,6 +249,27 @@ def standing(members: Members) -> dict[str, float | None]:
   }
 
 
+def reached(trials: Trials) -> dict[str, float | None]:
+  """The best fitness of the searches so far: mean and quartiles.
+
+  Args:
+    trials: of one search, or of many with a leading axis.
+
+  Example:
+    >>> metrics = {'fitness': np.array([[1.0, np.nan], [2.0, 3.0]])}
+    >>> reached(Trials(None, None, metrics, 2, None, None))
+    {'fitness': 2.0, 'low': 1.5, 'high': 2.5}
+  """
+  fitness = np.atleast_2d(np.asarray(trials.metrics['fitness'], float))
+  best = np.where(np.isnan(fitness), -np.inf, fitness).max(axis=1)
+  best = best[np.isfinite(best)]
+  if not len(best):
+    return dict.fromkeys(('fitness', 'low', 'high'))
+  low, high = np.quantile(best, [0.25, 0.75])
+  found = {'fitness': best.mean(), 'low': low, 'high': high}
+  return {name: round(float(value), 6) for name, value in found.items()}
+
+
 @functools.singledispatch
 def summary_row(population: Any) -> dict[str, Any]:
   """A generation as one record of its best member and its cost.
@@ -256,14 +278,30 @@ def summary_row(population: Any) -> dict[str, Any]:
   genes, hyper-parameters and parents, in the order of places.
 
   Args:
-    population: a `Population` or `Members`.
+    population: a `Population`, `Members` or `Trials`.
 
   Raises:
     TypeError: for anything else.
   """
   raise TypeError(
-    f'a search has a Population or Members, got {type(population).__name__}.'
+    'a search has a Population, Members or Trials, got '
+    f'{type(population).__name__}.'
   )
+
+
+@summary_row.register
+def _(population: Trials) -> dict[str, Any]:
+  index = np.atleast_2d(np.asarray(population.index))
+  return {
+    'generation': int(population.generation),
+    'searches': len(index),
+    'queries': float((index >= 0).sum(axis=1).mean()),
+    **reached(population),
+    **{
+      name: value.item() if hasattr(value, 'item') else value
+      for name, value in population.spent._asdict().items()
+    },
+  }
 
 
 @summary_row.register

@@ -18,6 +18,8 @@ from jaxnas.jobs.settings import make_optimizer as make_optimizer
 from jaxnas.jobs.settings import make_seed as make_seed
 from jaxnas.jobs.settings import make_task as make_task
 from jaxnas.jobs.settings import resolve as resolve
+from jaxnas.jobs.tabular import refuse as check_tabular
+from jaxnas.jobs.tabular import tabular
 
 CHECKS = {
   'growth': check_growth,
@@ -25,6 +27,7 @@ CHECKS = {
   'evolution': check_evolution,
   'ectonas': check_ectonas,
   'members': check_members,
+  'tabular': check_tabular,
 }
 JOBS = {
   'growth': growth,
@@ -32,6 +35,7 @@ JOBS = {
   'evolution': evolution,
   'ectonas': ectonas,
   'members': members,
+  'tabular': tabular,
 }
 
 

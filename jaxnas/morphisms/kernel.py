@@ -51,6 +51,12 @@ def _windowed(move: Any, spec: specs.Spec) -> Any:
       'change the size of its output',
       'only SAME windows can grow or shrink',
     )
+  if getattr(op, 'dilation', (1, 1)) != (1, 1):
+    raise base.refuse(
+      move,
+      f'the taps of node {move.node!r} are {op.dilation} apart',
+      'only windows without dilation can grow or shrink',
+    )
   return op
 
 

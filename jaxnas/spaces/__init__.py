@@ -1,7 +1,11 @@
 """Spaces: where networks come from."""
 
 from jaxnas.spaces import gan as gan
+from jaxnas.spaces import nas_bench_201 as nas_bench_201
 from jaxnas.spaces import seeds as seeds
 from jaxnas.spaces import slots as slots
+from jaxnas.spaces import tables as tables
+from jaxnas.spaces import tabular as tabular
 from jaxnas.spaces.chain import chain as chain
 from jaxnas.spaces.conv_slots import conv_slots as conv_slots
+from jaxnas.spaces.tables import load as load

@@ -1,5 +1,6 @@
 """Stages: the steps that searches are chains of."""
 
+from jaxnas.stages import trials as trials
 from jaxnas.stages.arrays import advance as advance
 from jaxnas.stages.arrays import assess as assess
 from jaxnas.stages.arrays import champion as champion
@@ -70,3 +71,23 @@ from jaxnas.stages.propose import inserts as inserts
 from jaxnas.stages.propose import prunes as prunes
 from jaxnas.stages.propose import splits as splits
 from jaxnas.stages.ranked import ranked as ranked
+from jaxnas.stages.surrogate import Features as Features
+from jaxnas.stages.surrogate import Judge as Judge
+from jaxnas.stages.surrogate import Known as Known
+from jaxnas.stages.surrogate import by_chance as by_chance
+from jaxnas.stages.surrogate import by_difference as by_difference
+from jaxnas.stages.surrogate import by_value as by_value
+from jaxnas.stages.surrogate import differs as differs
+from jaxnas.stages.surrogate import expected as expected
+from jaxnas.stages.surrogate import extensions as extensions
+from jaxnas.stages.surrogate import features as features
+from jaxnas.stages.surrogate import pretrained as pretrained
+from jaxnas.stages.surrogate import surrogate as surrogate
+from jaxnas.stages.surrogate import targets as targets
+from jaxnas.stages.surrogate import thompson as thompson
+from jaxnas.stages.surrogate import upper as upper
+from jaxnas.stages.surrogate import wanderers as wanderers
+from jaxnas.stages.weighing import Weighed as Weighed
+from jaxnas.stages.weighing import places as places
+from jaxnas.stages.weighing import scaled as scaled
+from jaxnas.stages.weighing import weigh as weigh

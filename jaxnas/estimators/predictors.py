@@ -1,0 +1,406 @@
+"""Predictors: what a genotype is worth, learned from those that were asked.
+
+A `Predictor` is three pure functions of arrays of fixed shape with a mask, so
+that a search that fits one in every generation is one program, under `vmap`
+for many seeds. What it reads is features, (N, F): `ArraySpace.encode`, perhaps
+with more columns (`jaxnas.stages.features`). What it learns is in the units of
+the targets, which callers standardise.
+
+`jaxnas.estimators.differences` predicts what one genotype is worth more than
+another.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxnas.base import Key
+
+Params = Any
+Lift = Callable[[jax.Array], jax.Array]
+
+
+class Prediction(NamedTuple):
+  """What a predictor expects of M genotypes.
+
+  Attributes:
+    mean: (M,).
+    deviation: (M,) how unsure it is, a standard deviation; 0 for a predictor
+      of one member that knows no better.
+  """
+
+  mean: jax.Array
+  deviation: jax.Array
+
+
+class Predictor(NamedTuple):
+  """A regression, as pure functions for `jit` and `vmap`.
+
+  Attributes:
+    init: `init(key, features) -> params`, of F features, knowing nothing.
+    fit: `fit(key, params, x, y, use) -> params` from rows (N, F), targets (N,)
+      and which of them count, (N,) booleans; other rows may hold anything but
+      NaN in x. It goes on from the given params, which may have been fitted to
+      something else: free labels, another task.
+    predict: `predict(params, x) -> Prediction` of (M, F).
+  """
+
+  init: Callable[[Key, int], Params]
+  fit: Callable[..., Params]
+  predict: Callable[[Params, jax.Array], Prediction]
+
+
+def products(x: jax.Array) -> jax.Array:
+  """Features with the products of all pairs of them.
+
+  Of one-hot codes these are "both choices are made", the interactions of
+  pairs of positions. Products of two values of one position are always 0.
+
+  Args:
+    x: (..., F).
+
+  Returns:
+    (..., F (F + 1) / 2).
+
+  Example:
+    >>> products(jnp.array([1.0, 2.0, 3.0])).tolist()
+    [1.0, 2.0, 3.0, 2.0, 3.0, 6.0]
+  """
+  one, two = np.triu_indices(x.shape[-1], 1)
+  return jnp.concatenate([x, x[..., one] * x[..., two]], axis=-1)
+
+
+def plain(x: jax.Array) -> jax.Array:
+  """Features as they are: effects of choices that add up.
+
+  Example:
+    >>> plain(jnp.array([1.0, 2.0])).tolist()
+    [1.0, 2.0]
+  """
+  return x
+
+
+def penalised(
+  x: jax.Array, metric: jax.Array, residual: jax.Array, penalty: float
+) -> jax.Array:
+  """The weights b of least squares in a metric, with a penalty.
+
+  They minimise `(r - x b)' M (r - x b) + penalty b' b`. The smaller of the
+  systems of N and of P unknowns is solved.
+
+  Args:
+    x: (N, P).
+    metric: M, (N, N), symmetric and positive semidefinite.
+    residual: r, (N,).
+    penalty: above 0.
+
+  Returns:
+    (P,)
+
+  Example:
+    >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> penalised(x, jnp.eye(2), jnp.array([2.0, 5.0]), 1.0).tolist()
+    [1.0, 2.0]
+  """
+  rows, columns = x.shape
+  if rows <= columns:
+    system = metric @ (x @ x.T) + penalty * jnp.eye(rows)
+    return x.T @ jnp.linalg.solve(system, metric @ residual)
+  system = x.T @ metric @ x + penalty * jnp.eye(columns)
+  return jnp.linalg.solve(system, x.T @ (metric @ residual))
+
+
+def ridge(
+  *,
+  penalty: float = 1.0,
+  members: int = 1,
+  share: float = 1.0,
+  lift: Lift = products,
+) -> Predictor:
+  """Ridge regression on one-hot codes and their products, in bags.
+
+  The predictor of the PNAS acceptance run has five members, each of a random
+  4/5 of the data, and a penalty of 1 for standardised targets. Fitting goes on
+  from params by penalising the distance to them.
+
+  Args:
+    penalty: of squared weights.
+    members: E ridges, each of its own bag; their mean is the prediction and
+      their spread its deviation.
+    share: of the rows in a bag, drawn without replacement.
+    lift: features to the columns it is linear in, `products` or `plain`.
+
+  Raises:
+    ValueError: for a penalty not above 0, no member, or a share outside (0, 1].
+
+  Example:
+    >>> x = jnp.eye(3)
+    >>> model = ridge(penalty=1e-3)
+    >>> start = model.init(jax.random.key(0), 3)
+    >>> use = jnp.array([True, True, False])
+    >>> found = model.fit(
+    ...     jax.random.key(1), start, x, jnp.array([1.0, 2.0, 9.0]), use)
+    >>> np.round(model.predict(found, x).mean, 2).tolist()
+    [1.0, 2.0, 0.0]
+  """
+  if not penalty > 0 or members < 1 or not 0 < share <= 1:
+    raise ValueError(
+      'ridge: penalty must be above 0, members at least 1 and share in (0, 1], '
+      f'got {penalty!r}, {members!r} and {share!r}.'
+    )
+
+  def init(key: Key, features: int) -> Params:
+    del key
+    width = jax.eval_shape(lift, jnp.zeros(features)).shape[0]
+    return jnp.zeros((members, width))
+
+  def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
+    columns = lift(x)
+    clean = jnp.where(use, y, 0.0)
+
+    def one(key, weights):
+      bag = _bag(key, use, share) if share < 1 else use
+      metric = jnp.diag(bag.astype(jnp.float32))
+      residual = clean - columns @ weights
+      return weights + penalised(columns, metric, residual, penalty)
+
+    return jax.vmap(one)(jax.random.split(key, members), params)
+
+  def predict(params: Params, x: Any) -> Prediction:
+    return _moments(params @ lift(x).T)
+
+  return Predictor(init, fit, predict)
+
+
+def _bag(key: Key, use: Any, share: float) -> jax.Array:
+  """A random part of the rows in use, rounded up."""
+  drawn = jnp.where(use, jax.random.uniform(key, use.shape), jnp.inf)
+  place = jnp.argsort(jnp.argsort(drawn))
+  return use & (place < jnp.ceil(share * use.sum()))
+
+
+def _moments(values: jax.Array) -> Prediction:
+  """Mean and spread of what E members say, (E, M)."""
+  return Prediction(values.mean(axis=0), values.std(axis=0))
+
+
+def perceptron(
+  key: Key, features: int, widths: Sequence[int]
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+  """Kernels and biases of dense layers that end in one number.
+
+  Kernels are He-normal; the last one is 0, so that it predicts 0 at first.
+
+  Example:
+    >>> layers = perceptron(jax.random.key(0), 3, (4,))
+    >>> [kernel.shape for kernel, _ in layers]
+    [(3, 4), (4, 1)]
+  """
+  sizes = (features, *widths, 1)
+  keys = jax.random.split(key, len(sizes) - 1)
+  layers = []
+  for number, (own, fan) in enumerate(zip(keys, sizes)):
+    shape = (fan, sizes[number + 1])
+    scale = 0.0 if number == len(widths) else np.sqrt(2 / fan)
+    layers.append((scale * jax.random.normal(own, shape), jnp.zeros(shape[1])))
+  return tuple(layers)
+
+
+def perceive(layers: Any, x: jax.Array) -> jax.Array:
+  """What the dense layers give for (..., F): relu between them; (...).
+
+  Example:
+    >>> layers = perceptron(jax.random.key(0), 3, (4,))
+    >>> perceive(layers, jnp.ones((2, 3))).tolist()
+    [0.0, 0.0]
+  """
+  for kernel, bias in layers[:-1]:
+    y = x @ kernel
+    x = jax.nn.relu(y + bias.reshape((1,) * (y.ndim - 1) + bias.shape))
+  kernel, bias = layers[-1]
+  return (x @ kernel)[..., 0] + bias[0]
+
+
+def descend(
+  key: Key,
+  params: Params,
+  loss: Callable[[Key, Params], jax.Array],
+  *,
+  steps: int,
+  rate: float,
+) -> Params:
+  """Adam for so many steps, the rate falling to 0 by a cosine.
+
+  Args:
+    key: folded with the step.
+    params: a tree to start from.
+    loss: `loss(key, params) -> ()`.
+    steps: how many.
+    rate: the first learning rate.
+
+  Example:
+    >>> found = descend(jax.random.key(0), jnp.zeros(()),
+    ...                 lambda key, x: (x - 1.0) ** 2, steps=200, rate=0.1)
+    >>> round(float(found), 2)
+    1.0
+  """
+  tx = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+  def step(carry, number):
+    params, state = carry
+    own = jax.random.fold_in(key, number)
+    gradient = jax.grad(functools.partial(loss, own))(params)
+    updates, state = tx.update(gradient, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  start = (params, tx.init(params))
+  (params, _), _ = jax.lax.scan(step, start, jnp.arange(steps))
+  return params
+
+
+def mlp(
+  *,
+  widths: Sequence[int] = (128, 128),
+  members: int = 5,
+  steps: int = 200,
+  rate: float = 1e-2,
+  lift: Lift = plain,
+) -> Predictor:
+  """An ensemble of multilayer perceptrons, trained in full batches.
+
+  Five as in BANANAS (White, Neiswanger and Savani 2019), which differ in their
+  first weights. The loss is Huber's.
+
+  Args:
+    widths: of the hidden layers.
+    members: E.
+    steps: of Adam, each on all rows.
+    rate: the first learning rate.
+    lift: features to what the first layer reads.
+
+  Raises:
+    ValueError: for widths, members or steps that are not at least 1.
+
+  Example:
+    >>> x = jnp.eye(3)
+    >>> model = mlp(widths=(16,), members=2)
+    >>> start = model.init(jax.random.key(0), 3)
+    >>> y = jnp.array([1.0, -1.0, 0.0])
+    >>> found = model.fit(jax.random.key(1), start, x, y, jnp.ones(3, bool))
+    >>> np.abs(np.round(model.predict(found, x).mean, 1)).tolist()
+    [1.0, 1.0, 0.0]
+  """
+  counted('mlp', members=members, steps=steps, widths=min(widths, default=0))
+
+  def init(key: Key, features: int) -> Params:
+    read = jax.eval_shape(lift, jnp.zeros(features)).shape[0]
+    keys = jax.random.split(key, members)
+    return jax.vmap(lambda own: perceptron(own, read, widths))(keys)
+
+  def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
+    read, clean = lift(x), jnp.where(use, y, 0.0)
+    rows = jnp.maximum(use.sum(), 1)
+
+    def loss(key, layers):
+      del key
+      each = optax.losses.huber_loss(perceive(layers, read), clean)
+      return jnp.where(use, each, 0.0).sum() / rows
+
+    def one(key, layers):
+      return descend(key, layers, loss, steps=steps, rate=rate)
+
+    return jax.vmap(one)(jax.random.split(key, members), params)
+
+  def predict(params: Params, x: Any) -> Prediction:
+    return _moments(jax.vmap(perceive, (0, None))(params, lift(x)))
+
+  return Predictor(init, fit, predict)
+
+
+def counted(name: str, **counts: int) -> None:
+  """Refuses counts that are not whole numbers of at least 1.
+
+  Raises:
+    ValueError: naming the first of them.
+
+  Example:
+    >>> counted('mlp', members=0)
+    Traceback (most recent call last):
+      ...
+    ValueError: mlp: members must be a whole number of at least 1, got 0.
+  """
+  for field, count in counts.items():
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+      raise ValueError(
+        f'{name}: {field} must be a whole number of at least 1, got {count!r}.'
+      )
+
+
+def gaussian_process(
+  *, length: float = 1.0, noise: float = 1e-4, lift: Lift = plain
+) -> Predictor:
+  """A Gaussian process of prior mean 0, variance 1 and RBF covariance.
+
+  `exp(-|a - b|^2 / (2 length^2))`. Its params are the rows it was fitted to,
+  so what it was fitted to before is forgotten.
+
+  Args:
+    length: scale of the covariance, in the units of the features.
+    noise: variance of the targets about the process.
+    lift: features to what distances are measured of.
+
+  Raises:
+    ValueError: for a length or noise not above 0.
+
+  Example:
+    >>> x = jnp.array([[0.0], [1.0], [5.0]])
+    >>> model = gaussian_process()
+    >>> use = jnp.array([True, True, False])
+    >>> found = model.fit(None, None, x, jnp.array([1.0, -1.0, 7.0]), use)
+    >>> mean, deviation = model.predict(found, x)
+    >>> [round(float(value), 2) for value in mean[:2]]
+    [1.0, -1.0]
+    >>> [round(float(value), 2) for value in deviation]
+    [0.01, 0.01, 1.0]
+  """
+  if not length > 0 or not noise > 0:
+    raise ValueError(
+      'gaussian_process: length and noise must be above 0, got '
+      f'{length!r} and {noise!r}.'
+    )
+
+  def covariance(a: jax.Array, b: jax.Array) -> jax.Array:
+    square = jnp.square(a[:, None, :] - b[None, :, :]).sum(axis=-1)
+    return jnp.exp(-square / (2 * length**2))
+
+  def init(key: Key, features: int) -> Params:
+    del key
+    read = jax.eval_shape(lift, jnp.zeros(features)).shape[0]
+    return jnp.zeros((0, read)), jnp.zeros(0), jnp.zeros((0, 0))
+
+  def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
+    del key, params
+    read = lift(x)
+    # A row that does not count is a point at infinity: it knows nothing of
+    # any other.
+    both = use[:, None] & use[None, :]
+    within = jnp.where(both, covariance(read, read), 0.0)
+    within = within + jnp.diag(jnp.where(use, noise, 1.0))
+    root = jnp.linalg.cholesky(within)
+    clean = jnp.where(use, y, 0.0)
+    read = jnp.where(use[:, None], read, jnp.inf)
+    return read, jax.scipy.linalg.cho_solve((root, True), clean), root
+
+  def predict(params: Params, x: Any) -> Prediction:
+    read, weights, root = params
+    across = covariance(lift(x), read)
+    seen = jax.scipy.linalg.solve_triangular(root, across.T, lower=True)
+    rest = 1.0 - jnp.square(seen).sum(axis=0)
+    return Prediction(across @ weights, jnp.sqrt(jnp.maximum(rest, 0.0)))
+
+  return Predictor(init, fit, predict)

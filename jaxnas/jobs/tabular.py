@@ -1,0 +1,633 @@
+"""Searches of a table beside each other, hundreds of each as one program.
+
+A search is made from plain settings and a table; each may ask as much as the
+others. Beside them stands the ranking by parameters, which no search is better
+than because it searched.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+from jaxnas import (
+  algorithms,
+  draw,
+  estimators,
+  network,
+  report,
+  spaces,
+  stages,
+  workdir,
+)
+from jaxnas.algorithms.array_nsga import front, hypervolume
+from jaxnas.algorithms.local_search import slots as local_slots
+from jaxnas.base import Stage, Table, Trials
+from jaxnas.jobs.job import write_results
+from jaxnas.jobs.settings import Settings, check, one_of, resolve, several_of
+from jaxnas.stages import trials
+
+# (low, high) of each setting.
+RULES = {
+  'seed': (0, 2**32 - 1),  # JAX's keys hold no more.
+  'generations': (1, None),
+  'tabular.searches': (1, None),
+  'tabular.queries': (1, None),
+  'tabular.classes': (2, None),
+  'tabular.size': (1, None),
+  'tabular.entrants': (1, None),
+  'tabular.population': (2, None),
+  'tabular.learning_rate': (0, None),
+  'tabular.below': (0, None),
+}
+UNITS = {'seconds': 'cost', 'queries': 'queries'}
+REPEATS = {'paid': False, 'free': True}
+# Of searches by predictors, where a config has no section `predicted`:
+# questions at random, and in a generation; columns that predictors read or
+# RoBoT weighs, joined by ','; and the genotype that PNAS starts from, joined by
+# '-'.
+PREDICTED = {'first': 20, 'keep': 5, 'columns': '', 'base': '1-1-1-1-1-1'}
+# Points of a curve.
+_GRID = 200
+# Of the two objectives of fronts: no accuracy at all, and half as much again as
+# the largest network costs.
+_MARGIN = 1.5
+
+
+class Arm(NamedTuple):
+  """A search that is ready to run.
+
+  Attributes:
+    stage: one generation of one search.
+    generations: in which it asks as much as `tabular.queries`.
+    slots: of the trials, that a generation takes.
+  """
+
+  stage: Stage
+  generations: int
+  slots: int = 1
+
+
+class Found(NamedTuple):
+  """What the searches of an arm had found when the budget was spent.
+
+  Attributes:
+    index: (S,) the networks, -1 for none.
+    queries: (S,) asked until then.
+    seconds: (S,) what they cost.
+    reached: how many searches had the budget spent.
+    curve: {`x`, `mean`, `low`, `high`} of the reported column.
+  """
+
+  index: np.ndarray
+  queries: np.ndarray
+  seconds: np.ndarray
+  reached: int
+  curve: dict[str, np.ndarray]
+
+
+def query(settings: Settings, table: Table) -> Stage:
+  """The stage that answers questions as the settings say."""
+  held = settings['tabular']
+  return trials.query(
+    table,
+    held['signal'],
+    cost=held['cost'] or None,
+    also={name: name for name in less(settings)},
+  )
+
+
+def less(settings: Settings) -> tuple[str, ...]:
+  """The columns of which less is better, in their order."""
+  names = settings['tabular']['less'].split('-')
+  return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _random(settings: Settings, table: Table) -> Arm:
+  held = settings['tabular']
+  stage = algorithms.array_random(table.space, query(settings, table))
+  return Arm(stage, held['queries'])
+
+
+def _evolution(settings: Settings, table: Table) -> Arm:
+  held = settings['tabular']
+  stage = algorithms.array_evolution(
+    table.space,
+    query(settings, table),
+    size=held['size'],
+    entrants=held['entrants'],
+    unique=held['unique'],
+  )
+  return Arm(stage, held['queries'])
+
+
+def _local(settings: Settings, table: Table) -> Arm:
+  stage = algorithms.local_search(table.space, query(settings, table))
+  slots = local_slots(table.space)
+  # Near an optimum most neighbours were asked before.
+  generations = 1 + math.ceil(3 * settings['tabular']['queries'] / slots)
+  return Arm(stage, generations, slots)
+
+
+def _reinforce(settings: Settings, table: Table) -> Arm:
+  held = settings['tabular']
+  stage = algorithms.reinforce(
+    table.space, query(settings, table), learning_rate=held['learning_rate']
+  )
+  return Arm(stage, held['queries'])
+
+
+def _fronted(settings: Settings, stage: Stage) -> Arm:
+  held = settings['tabular']
+  size = held['population']
+  return Arm(stage, math.ceil(held['queries'] / size), size)
+
+
+def _nsga(settings: Settings, table: Table) -> Arm:
+  stage = algorithms.array_nsga(
+    table.space,
+    query(settings, table),
+    size=settings['tabular']['population'],
+    less=less(settings),
+  )
+  return _fronted(settings, stage)
+
+
+def _eeea(settings: Settings, table: Table) -> Arm:
+  held = settings['tabular']
+  params, most = spaces.tables.column(table, 'params'), 1e6 * held['below']
+  stage = algorithms.eeea(
+    table.space,
+    query(settings, table),
+    lambda genotype: params[table.space.index(genotype)] < most,
+    size=held['population'],
+    less=less(settings),
+  )
+  return _fronted(settings, stage)
+
+
+def _predicted(settings: Settings) -> dict[str, Any]:
+  return PREDICTED | dict(settings.get('predicted', {}))
+
+
+def _columns(settings: Settings) -> tuple[str, ...]:
+  """The free columns, in their order."""
+  names = _predicted(settings)['columns'].split(',')
+  return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _delta(judge: Callable[[], stages.Judge]) -> Callable[..., Arm]:
+  """Delta-NAS and its controls, which differ in the judge."""
+
+  def arm(settings: Settings, table: Table) -> Arm:
+    held = _predicted(settings)
+    stage = algorithms.delta_nas(
+      table.space,
+      query(settings, table),
+      judge=judge(),
+      first=held['first'],
+      keep=held['keep'],
+      read=stages.features(table, _columns(settings)),
+    )
+    # The first of them takes more slots, so the last find none.
+    generations = math.ceil(settings['tabular']['queries'] / held['keep'])
+    return Arm(stage, generations, held['keep'])
+
+  return arm
+
+
+def _bananas(settings: Settings, table: Table) -> Arm:
+  held = _predicted(settings)
+  stage = algorithms.bananas(
+    table.space,
+    query(settings, table),
+    first=held['first'],
+    keep=held['keep'],
+    read=stages.features(table, _columns(settings)),
+  )
+  generations = math.ceil(settings['tabular']['queries'] / held['keep'])
+  return Arm(stage, generations, held['keep'])
+
+
+def _pnas(judge: Callable[[], stages.Judge] | None) -> Callable[..., Arm]:
+  """PNAS, and the control whose beam is drawn."""
+
+  def arm(settings: Settings, table: Table) -> Arm:
+    held = _predicted(settings)
+    base = tuple(int(value) for value in held['base'].split('-'))
+    stage = algorithms.pnas(
+      table.space,
+      query(settings, table),
+      base,
+      beam=held['keep'],
+      judge=None if judge is None else judge(),
+    )
+    levels = len(table.space.options)
+    width = local_slots(table.space) - 1
+    slots = width + (levels - 1) * held['keep']
+    return Arm(stage, levels, math.ceil(slots / levels))
+
+  return arm
+
+
+def _robot(settings: Settings, table: Table) -> Arm:
+  """RoBoT on all networks of which every metric is known."""
+  names = _columns(settings)
+  if not names:
+    raise ValueError(
+      "--config.predicted.columns: robot needs metrics, joined by ','; the "
+      f'table of {table.space.name} has {", ".join(sorted(table.columns))}.'
+    )
+  known = np.isfinite(np.stack([_column(table, name) for name in names]))
+  pool = _genotypes(table)[known.all(axis=0)]
+  total = settings['tabular']['queries']
+  stage = algorithms.robot(
+    table,
+    query(settings, table),
+    names,
+    pool,
+    total=total,
+    scale=stages.places,
+  )
+  return Arm(stage, 2 * total - 1)
+
+
+def _genotypes(table: Table) -> np.ndarray:
+  """One genotype of every network of a small space."""
+  options = table.space.options
+  every = np.stack(np.unravel_index(np.arange(math.prod(options)), options), 1)
+  index = np.asarray(jax.jit(jax.vmap(table.space.index))(every))
+  found = np.zeros((table.space.size, len(options)), np.int32)
+  found[index[index >= 0]] = every[index >= 0]
+  return found
+
+
+SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
+  'random': _random,
+  'evolution': _evolution,
+  'local': _local,
+  'reinforce': _reinforce,
+  'nsga': _nsga,
+  'eeea': _eeea,
+  'delta': _delta(lambda: stages.by_difference(estimators.ridge_difference())),
+  'plain_delta': _delta(
+    lambda: stages.by_difference(estimators.ridge_difference(context='none'))
+  ),
+  'value': _delta(lambda: stages.by_value(estimators.ridge())),
+  'plain_value': _delta(
+    lambda: stages.by_value(estimators.ridge(lift=estimators.plain))
+  ),
+  'neighbour': _delta(stages.by_chance),
+  'bananas': _bananas,
+  'pnas': _pnas(None),
+  'random_beam': _pnas(stages.by_chance),
+  'robot': _robot,
+}
+# Those that need a second objective.
+FRONTS = ('nsga', 'eeea')
+
+
+def refuse(settings: Settings) -> None:
+  """Refuses what can be refused before the table is read.
+
+  Raises:
+    ValueError: naming the flag, what it is and what is legal.
+  """
+  check(settings, RULES)
+  held = settings['tabular']
+  arms = several_of('tabular.arms', held['arms'], SEARCHES)
+  one_of('tabular.unit', held['unit'], UNITS)
+  one_of('tabular.repeats', held['repeats'], REPEATS)
+  if not held['budget'] > 0:
+    raise ValueError(
+      f'--config.tabular.budget must be above 0 {held["unit"]}, got '
+      f'{held["budget"]!r}.'
+    )
+  if held['unit'] == 'seconds' and not held['cost']:
+    raise ValueError(
+      "--config.tabular.unit='seconds' needs --config.tabular.cost, the column "
+      "of seconds; or take 'queries'."
+    )
+  if held['unit'] == 'queries' and held['budget'] > held['queries']:
+    raise ValueError(
+      f'--config.tabular.budget is {held["budget"]:g} queries, and '
+      f'--config.tabular.queries lets a search ask {held["queries"]}.'
+    )
+  for arm in arms:
+    if arm in FRONTS and not less(settings):
+      raise ValueError(
+        f'--config.tabular.arms: {arm} needs --config.tabular.less, the '
+        "columns of which less is better, joined by '-', such as flops."
+      )
+
+
+def read(settings: Settings) -> Table:
+  """The table that the settings name, with all columns that they name.
+
+  Raises:
+    FileNotFoundError: for a missing file.
+    ValueError: for a file that is no table, or lacks a column.
+  """
+  held = settings['tabular']
+  more = [name for name in settings['more'].split(',') if name]
+  table = spaces.load(settings['table'], *more)
+  if table.space.name == spaces.nas_bench_201.space().name:
+    table = spaces.nas_bench_201.priced(table, held['classes'])
+  for name in ('signal', 'cost', 'report', *less(settings)):
+    column = held.get(name, name)
+    flag = name if name in held else 'less'
+    if flag == 'cost' and not column:
+      continue
+    try:
+      spaces.tables.column(table, column)
+    except (KeyError, ValueError) as error:
+      raise ValueError(f'--config.tabular.{flag}: {error.args[0]}.') from None
+  if 'eeea' in held['arms'].split('-') and 'params' not in table.columns:
+    raise ValueError(
+      '--config.tabular.arms: eeea needs the column params, which the table of '
+      f'{table.space.name} has not.'
+    )
+  return table
+
+
+def tabular(
+  config: Settings,
+  folder: workdir.Folder,
+  *,
+  console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+  """Searches a table by the arms that `tabular.arms` names.
+
+  Each arm is `tabular.searches` searches side by side, each with a key of its
+  own, the same in every arm. What they found is read off when the budget is
+  spent: the best by the column `tabular.signal`, reported by the column
+  `tabular.report`. Resumes wherever `folder` says the job is.
+
+  Args:
+    config: settings, as `configs/evolution_nb201.py` returns them.
+    folder: the workdir.
+    console: where to show progress; None for standard output.
+
+  Returns:
+    What is written to `summary.json`: under `arms` for each arm `test`, the
+    mean of the reported column over the searches, `std`, `interval` (95 % of
+    the mean), `signal`, `optimum` (the share of searches that found the best
+    there is by the signal), `queries` and `seconds` spent at the budget, what
+    running it took, and `found`, the genotype that most searches found; for
+    fronts also `hypervolume`. Under `baselines` the ranking by parameters, if
+    the table has them. `curves.png`, and `fronts.png` of the first search of
+    each arm, lie beside it.
+
+  Raises:
+    ValueError: for illegal settings or a table that cannot be used, before
+      anything is computed, and for a folder that holds another run.
+    FileNotFoundError: for a missing table.
+  """
+  console = console or rich.console.Console()
+  settings = resolve(config)
+  refuse(settings)
+  table = read(settings)
+  arms = several_of('tabular.arms', settings['tabular']['arms'], SEARCHES)
+  made = {arm: SEARCHES[arm](settings, table) for arm in arms}
+  path = workdir.claim(folder, settings)
+  held = settings['tabular']
+  console.print(
+    f'{table.space.name}: {table.space.size:,} networks; {held["searches"]:,} '
+    f'searches of an arm, {held["budget"]:,g} {held["unit"]} each; '
+    f'{jax.device_count()} {jax.default_backend()} device(s); {path}',
+    highlight=False,
+  )
+  key = jax.random.key(settings['seed'])
+  rows, lines, steps = {}, {}, {}
+  with report.progress(console) as show:
+    for arm, ready in made.items():
+      last = _conducted(arm, ready, key, settings, table, path, show)
+      found = _found(settings, table, last)
+      rows[arm] = _row(settings, table, last, found)
+      lines[arm] = found.curve
+      if less(settings):
+        best = front(_first(last), less(settings))
+        steps[arm] = np.asarray(last.index)[0][best]
+  summary = {'arms': rows}
+  ranked = _ranked(settings, table)
+  if ranked is not None:
+    found = _found(settings, table, ranked)
+    lines['most_parameters'] = found.curve
+    row = _row(settings, table, ranked, found)
+    summary['baselines'] = {'most_parameters': row}
+  _draw(settings, table, path, lines, steps)
+  write_results(path, summary)
+  console.print(results({**rows, **summary.get('baselines', {})}, settings))
+  console.print(f'everything is in {path}', highlight=False)
+  return summary
+
+
+def _conducted(arm, ready: Arm, key, settings, table, path, show) -> Trials:
+  """The trials of all searches of an arm, at their end."""
+  chunks = min(settings['generations'], ready.generations)
+  rounds = math.ceil(ready.generations / chunks)
+  start = trials.start(
+    table.space, chunks * rounds * ready.slots, metrics=less(settings)
+  )
+  search = workdir.Search(
+    arm,
+    network.named_key(key, 'search'),
+    trials.side_by_side(ready.stage, rounds=rounds),
+    trials.many(start, settings['tabular']['searches']),
+    chunks,
+  )
+  return workdir.conduct(path, search, settings=settings, report=show, keep=1)
+
+
+def _first(last: Trials) -> Trials:
+  """The trials of the first search."""
+  metrics = {name: values[0] for name, values in last.metrics.items()}
+  return last._replace(index=last.index[0], metrics=metrics)
+
+
+def _found(settings: Settings, table: Table, last: Trials) -> Found:
+  held = settings['tabular']
+  free = REPEATS[held['repeats']]
+  read = jax.jit(
+    jax.vmap(
+      lambda index, metrics: trials.incumbents(
+        last._replace(index=index, metrics=metrics), free_repeats=free
+      )
+    )
+  )
+  best = jax.tree.map(np.asarray, read(last.index, last.metrics))
+  spent = getattr(best, UNITS[held['unit']])
+  slot = (spent <= held['budget']).sum(axis=1) - 1
+  at = np.arange(len(slot)), np.maximum(slot, 0)
+  values = np.append(_column(table, held['report']), np.nan)
+  grid = np.linspace(0, held['budget'], _GRID + 1)[1:]
+  held_at = np.stack([np.searchsorted(row, grid, 'right') - 1 for row in spent])
+  index = np.take_along_axis(best.index, np.maximum(held_at, 0), axis=1)
+  seen = values[np.where(held_at < 0, -1, index)]
+  low, high = np.quantile(seen, [0.25, 0.75], axis=0)
+  return Found(
+    np.where(slot < 0, -1, best.index[at]),
+    np.where(slot < 0, 0, best.queries[at]),
+    np.where(slot < 0, 0.0, best.cost[at]),
+    int((spent[:, -1] >= held['budget']).sum()),
+    {'x': grid, 'mean': seen.mean(axis=0), 'low': low, 'high': high},
+  )
+
+
+def _column(table: Table, name: str) -> np.ndarray:
+  return np.asarray(spaces.tables.column(table, name), float)
+
+
+def _row(
+  settings: Settings, table: Table, last: Trials, found: Found
+) -> dict[str, Any]:
+  held = settings['tabular']
+  tested = np.append(_column(table, held['report']), np.nan)[found.index]
+  told = np.append(_column(table, held['signal']), np.nan)[found.index]
+  count = len(tested)
+  std = float(tested.std(ddof=1)) if count > 1 else None
+  half = 1.96 * std / math.sqrt(count) if count > 1 else None
+  mean = float(tested.mean())
+  row = {
+    'test': mean,
+    'std': std,
+    'interval': None if half is None else [mean - half, mean + half],
+    'signal': float(told.mean()),
+    'optimum': float(
+      (told == np.nanmax(_column(table, held['signal']))).mean()
+    ),
+    'queries': float(found.queries.mean()),
+    'seconds_charged': float(found.seconds.mean()),
+    'searches': count,
+    'spent_budget': found.reached,
+  }
+  if less(settings):
+    row['hypervolume'] = _hypervolume(settings, table, np.asarray(last.index))
+  most = np.bincount(found.index[found.index >= 0]).argmax()
+  at = np.argwhere(np.asarray(last.index) == most)[0]
+  row['found'] = {
+    'index': int(most),
+    'share': float((found.index == most).mean()),
+  }
+  if last.genotypes is not None:
+    genotype = np.asarray(last.genotypes)[tuple(at)]
+    row['found']['genotype'] = genotype.tolist()
+    if table.space.name == spaces.nas_bench_201.space().name:
+      row['found']['text'] = spaces.nas_bench_201.text(genotype)
+  spent = last.spent
+  return row | {
+    'compilations': spent.compilations,
+    'compiling': spent.compiling,
+    'seconds': spent.seconds,
+  }
+
+
+def _hypervolume(
+  settings: Settings, table: Table, index: np.ndarray
+) -> float | None:
+  """The mean share of the hypervolume that all networks together have.
+
+  Of fitness above nothing, and of the first cost below half as much again as
+  the most there is.
+  """
+  cost = _column(table, less(settings)[0])
+  value = _column(table, settings['tabular']['signal'])
+  corner = (0.0, _MARGIN * np.nanmax(cost))
+  whole = hypervolume(value, cost, corner)
+  parts = [
+    hypervolume(value[held], cost[held], corner)
+    for held in (np.unique(row[row >= 0]) for row in index)
+  ]
+  return float(np.mean(parts) / whole)
+
+
+def _ranked(settings: Settings, table: Table) -> Trials | None:
+  """Trials that ask of the networks with most parameters, in their order.
+
+  Equally large ones in an order of its own for each search. None where the
+  table knows no parameters.
+  """
+  names = [name for name in ('params', 'params_m') if name in table.columns]
+  if not names:
+    return None
+  held = settings['tabular']
+  rng = np.random.default_rng(settings['seed'])
+  params = _column(table, names[0])
+  count = min(held['queries'], table.space.size)
+  ties = (rng.random(table.space.size) for _ in range(held['searches']))
+  index = np.stack([np.lexsort((tie, -params))[:count] for tie in ties])
+  names = {'fitness': held['signal'], 'cost': held['cost']}
+  names |= {name: name for name in less(settings)}
+  metrics = {
+    name: _column(table, column)[index] if column else np.zeros(index.shape)
+    for name, column in names.items()
+  }
+  metrics = {
+    name: values.astype(np.float32) for name, values in metrics.items()
+  }
+  return Trials(None, index.astype(np.int32), metrics, count, None, None)
+
+
+def _draw(settings, table, path: pathlib.Path, lines, steps) -> None:
+  """Writes `curves.png` and `fronts.png`."""
+  held = settings['tabular']
+  of_all = np.append(_column(table, held['report']), np.nan)
+  best = int(np.nanargmax(_column(table, held['signal'])))
+  figure = draw.curves(
+    lines,
+    x=f'{held["unit"]} spent',
+    y=f'{held["report"]} of the best by {held["signal"]}',
+    goal=float(of_all[best]),
+  )
+  figure.savefig(path / 'curves.png', dpi=150)
+  if not steps:
+    return
+  cost = less(settings)[0]
+  price, value = _column(table, cost), _column(table, held['signal'])
+  whole = front(
+    Trials(
+      None,
+      np.arange(table.space.size),
+      {'fitness': value, cost: price},
+      table.space.size,
+      None,
+      None,
+    ),
+    (cost,),
+  )
+  shown = {'the whole table': whole, **steps}
+  figure = draw.fronts(
+    {name: (price[index], value[index]) for name, index in shown.items()},
+    x=cost,
+    y=held['signal'],
+  )
+  figure.savefig(path / 'fronts.png', dpi=150)
+
+
+def results(rows: dict[str, Any], settings: Settings) -> rich.table.Table:
+  """The table of results: one row for each arm."""
+  held = settings['tabular']
+  table = rich.table.Table(
+    title=f'{held["report"]} at {held["budget"]:,g} {held["unit"]}'
+  )
+  table.add_column('search')
+  for title in ('mean', 'std', '95 % of mean', 'optimum', 'queries', 'seconds'):
+    table.add_column(title, justify='right', no_wrap=True)
+  for name, row in rows.items():
+    std = '' if row['std'] is None else f'{row["std"]:.3f}'
+    ends = row['interval']
+    table.add_row(
+      name.replace('_', ' '),
+      f'{row["test"]:.3f}',
+      std,
+      '' if ends is None else f'{ends[0]:.3f} to {ends[1]:.3f}',
+      f'{100 * row["optimum"]:.0f} %',
+      f'{row["queries"]:.0f}',
+      f'{row["seconds"]:.1f}',
+    )
+  return table

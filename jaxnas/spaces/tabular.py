@@ -1,0 +1,338 @@
+"""Spaces whose networks are numbered, so that a table can hold them all.
+
+A genotype is an integer array, and everything asked of a space is a pure
+function of one, which runs under `jit` and `vmap` (`base.ArraySpace`). Here are
+the spaces of fixed length: choices that are independent of each other
+(`independent`), and listed ones (`listed`). `jaxnas.spaces.tables` reads what
+was measured of them.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnas.base import ArraySpace, Key
+
+# How many children a crossover draws where not all of them are legal.
+_TRIES = 8
+
+
+def below(bits: Any, bound: Any) -> jax.Array:
+  """Integers in 0..bound-1 from 32 random bits each.
+
+  `floor(bits * bound / 2**32)`, so that a value is more likely than another by
+  at most bound / 2**32. `jax.random.randint` takes twice the bits and is three
+  times slower, which is half of the time of a search of a table.
+
+  Args:
+    bits: uint32 of any shape.
+    bound: in 1..2**16, of a shape that broadcasts.
+
+  Returns:
+    int32, of the shape of both.
+
+  Example:
+    >>> bits = jax.random.bits(jax.random.key(0), (1000,))
+    >>> drawn = below(bits, 3)
+    >>> int(drawn.min()), int(drawn.max())
+    (0, 2)
+  """
+  bits = jnp.asarray(bits, jnp.uint32)
+  bound = jnp.asarray(bound, jnp.uint32)
+  low = ((bits & 0xFFFF) * bound) >> 16
+  return (((bits >> 16) * bound + low) >> 16).astype(jnp.int32)
+
+
+def _checked(name: str, options: Sequence[int]) -> tuple[int, ...]:
+  options = tuple(options)
+  whole = all(isinstance(n, int) and n >= 1 for n in options)
+  if not options or not whole or sum(options) == len(options):
+    raise ValueError(
+      f'{name}: options must be one whole number or more, each at least 1 and '
+      f'one of them at least 2, got {options!r}.'
+    )
+  if sum(options) >= 2**16:
+    raise ValueError(
+      f'{name}: options add up to {sum(options)}, of 65535 at most.'
+    )
+  return options
+
+
+def _edits(options: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """(N,) position and (N,) shift of every single edit."""
+  edits = [
+    (place, shift)
+    for place, count in enumerate(options)
+    for shift in range(1, count)
+  ]
+  places, shifts = np.array(edits, np.int32).T
+  return places, shifts
+
+
+def _neighbours(options: tuple[int, ...]) -> Callable[[Any], jax.Array]:
+  """`f(genotype) -> (N, L)`: one position has another of its values."""
+  places, shifts = _edits(options)
+  by = np.zeros((len(places), len(options)), np.int32)
+  by[np.arange(len(places)), places] = shifts
+  counts = np.array(options, np.int32)[None]
+
+  def neighbours(genotype: Any) -> jax.Array:
+    return (jnp.asarray(genotype, jnp.int32)[None] + by) % counts
+
+  return neighbours
+
+
+def one_hot(options: Sequence[int]) -> Callable[[Any], jax.Array]:
+  """The one-hot code of every position, one after another.
+
+  Args:
+    options: how many values each of the L positions may take.
+
+  Returns:
+    A function of one genotype, (L,), to (sum(options),) float32.
+
+  Example:
+    >>> one_hot((3, 2))(jnp.array([2, 0])).tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0]
+  """
+  places = np.repeat(np.arange(len(options)), options)
+  values = np.concatenate([np.arange(count) for count in options])
+
+  def encode(genotype: Any) -> jax.Array:
+    return (jnp.asarray(genotype)[places] == values).astype(jnp.float32)
+
+  return encode
+
+
+def _uniform(options: tuple[int, ...]) -> Callable[[Key], jax.Array]:
+  counts = np.array(options, np.uint32)
+
+  def sample(key: Key) -> jax.Array:
+    return below(jax.random.bits(key, counts.shape), counts)
+
+  return sample
+
+
+def _crossed(bits: Any, one: Any, two: Any) -> jax.Array:
+  """Each position of one parent or the other, by a bit of its own."""
+  return jnp.where(bits >> 31 == 0, one, two)
+
+
+def _number(options: tuple[int, ...]) -> Callable[[Any], jax.Array]:
+  """The number that a genotype is in mixed radix, the first digit greatest."""
+  radix = np.array(
+    [math.prod(options[place + 1 :]) for place in range(len(options))],
+    np.int32,
+  )
+  counts = np.array(options, np.int32)
+
+  def number(genotype: Any) -> jax.Array:
+    genotype = jnp.asarray(genotype, jnp.int32)
+    legal = ((genotype >= 0) & (genotype < counts)).all()
+    return jnp.where(legal, (genotype * radix).sum(), -1)
+
+  return number
+
+
+def independent(name: str, options: Sequence[int]) -> ArraySpace:
+  """The space of all combinations of choices.
+
+  The index of a genotype is the number that it is in mixed radix. An edit gives
+  one position another value, each of the sum(options) - L edits being as
+  likely; crossover takes each position from either parent.
+
+  Args:
+    name: of the space.
+    options: how many values each of the L positions may take.
+
+  Raises:
+    ValueError: for options that leave no choice, or of which there are more
+      than an index can tell apart.
+
+  Example:
+    >>> space = independent('small', (3, 2))
+    >>> space.size, int(space.index(jnp.array([2, 1])))
+    (6, 5)
+    >>> around, legal = space.neighbours(jnp.array([0, 0]))
+    >>> around.tolist(), bool(legal.all())
+    ([[1, 0], [2, 0], [0, 1]], True)
+  """
+  options = _checked(name, options)
+  size = math.prod(options)
+  if size >= 2**31:
+    raise ValueError(
+      f'{name}: {size} networks cannot be numbered by 32 bits; this is for '
+      'spaces with tables.'
+    )
+  places, shifts = _edits(options)
+  counts = np.array(options, np.int32)
+  positions = np.arange(len(options))
+  around = _neighbours(options)
+
+  def mutate(key: Key, genotype: Any) -> jax.Array:
+    edit = below(jax.random.bits(key), len(places))
+    place, shift = jnp.asarray(places)[edit], jnp.asarray(shifts)[edit]
+    genotype = jnp.asarray(genotype, jnp.int32)
+    return (genotype + jnp.where(positions == place, shift, 0)) % counts
+
+  def crossover(key: Key, one: Any, two: Any) -> jax.Array:
+    return _crossed(jax.random.bits(key, counts.shape), one, two)
+
+  def neighbours(genotype: Any) -> tuple[jax.Array, jax.Array]:
+    return around(genotype), jnp.ones(len(places), bool)
+
+  return ArraySpace(
+    name,
+    options,
+    size,
+    _uniform(options),
+    mutate,
+    crossover,
+    neighbours,
+    one_hot(options),
+    _number(options),
+  )
+
+
+def listed(
+  name: str, options: Sequence[int], genotypes: np.ndarray
+) -> ArraySpace:
+  """The space of the given genotypes.
+
+  The index of a genotype is its place in the list. An edit gives one position
+  another value such that the result is listed, each such edit being as likely;
+  crossover takes each position from either parent, and is the first parent
+  where none of eight such children is listed.
+
+  Args:
+    name: of the space.
+    options: how many values each of the L positions may take.
+    genotypes: (size, L) integers, all different.
+
+  Raises:
+    ValueError: for genotypes that are not (size, L), not of the options, or
+      not different.
+
+  Example:
+    >>> space = listed('diagonal', (2, 2), np.array([[0, 0], [0, 1], [1, 1]]))
+    >>> int(space.index(jnp.array([1, 1]))), int(space.index(jnp.array([1, 0])))
+    (2, -1)
+    >>> space.mutate(jax.random.key(0), jnp.array([0, 0])).tolist()
+    [0, 1]
+  """
+  options = _checked(name, options)
+  genotypes = np.asarray(genotypes)
+  total, size = math.prod(options), len(genotypes)
+  if genotypes.ndim != 2 or genotypes.shape[1] != len(options):
+    raise ValueError(
+      f'{name}: genotypes must be (size, {len(options)}), got shape '
+      f'{genotypes.shape}.'
+    )
+  if total > 2**24 or not 1 <= size < 2**16:
+    raise ValueError(
+      f'{name}: lists are of 1 to {2**16 - 1} genotypes, of {2**24} '
+      f'combinations at most, got {size} of {total}.'
+    )
+  if (genotypes < 0).any() or (genotypes >= np.array(options)).any():
+    raise ValueError(f'{name}: some genotypes are not of the options.')
+  rows = np.full(total, -1, np.int32)
+  rows[np.ravel_multi_index(genotypes.T, options)] = np.arange(size)
+  if (rows >= 0).sum() != size:
+    raise ValueError(f'{name}: some genotypes are listed twice.')
+  all_ = genotypes.astype(np.int32)
+  number, around = _number(options), _neighbours(options)
+
+  def index(genotype: Any) -> jax.Array:
+    found = number(genotype)
+    return jnp.where(found < 0, -1, jnp.asarray(rows)[found])
+
+  def neighbours(genotype: Any) -> tuple[jax.Array, jax.Array]:
+    near = around(genotype)
+    return near, jax.vmap(index)(near) >= 0
+
+  def sample(key: Key) -> jax.Array:
+    return jnp.asarray(all_)[below(jax.random.bits(key), size)]
+
+  def mutate(key: Key, genotype: Any) -> jax.Array:
+    near, legal = neighbours(genotype)
+    drawn = below(jax.random.bits(key), jnp.maximum(legal.sum(), 1))
+    return near[jnp.argmax(jnp.cumsum(legal) > drawn)]
+
+  def crossover(key: Key, one: Any, two: Any) -> jax.Array:
+    bits = jax.random.bits(key, (_TRIES, len(options)))
+    children = jax.vmap(_crossed, (0, None, None))(bits, one, two)
+    legal = jax.vmap(index)(children) >= 0
+    return jnp.where(legal.any(), children[jnp.argmax(legal)], one)
+
+  return ArraySpace(
+    name,
+    options,
+    size,
+    sample,
+    mutate,
+    crossover,
+    neighbours,
+    one_hot(options),
+    index,
+  )
+
+
+@functools.cache
+def transnas_micro() -> ArraySpace:
+  """The cells of TransNAS-Bench-101 micro, 4,096 of them.
+
+  Duan et al. (2021). The graph and the order of edges of NAS-Bench-201
+  (`nas_bench_201.space`), with four ops: 0 none, 1 skip, 2 convolution 1x1,
+  3 convolution 3x3.
+
+  Example:
+    >>> transnas_micro().size
+    4096
+  """
+  return independent('transnas_micro', (4,) * 6)
+
+
+@functools.cache
+def transnas_macro() -> ArraySpace:
+  """The skeletons of TransNAS-Bench-101 macro, 3,256 of them.
+
+  Duan et al. (2021). Four to six modules: 1 plain, 2 doubles the channels, 3
+  halves the resolution, 4 does both; one to three of them double the channels
+  and one to four halve the resolution. Shorter ones are filled up by 0 at the
+  end. An edit changes a module, adds one at the end or removes the last.
+
+  Example:
+    >>> space = transnas_macro()
+    >>> space.size, int(space.index(jnp.array([1, 1, 1, 4, 0, 0]))) >= 0
+    (3256, True)
+    >>> int(space.index(jnp.array([1, 1, 1, 0, 4, 0])))  # A gap.
+    -1
+  """
+  modules = [
+    filled + (0,) * (6 - len(filled))
+    for length in (4, 5, 6)
+    for filled in itertools.product(range(1, 5), repeat=length)
+    if 1 <= sum(module in (3, 4) for module in filled) <= 4
+    and 1 <= sum(module in (2, 4) for module in filled) <= 3
+  ]
+  return listed('transnas_macro', (5,) * 6, np.array(sorted(modules)))
+
+
+@functools.cache
+def nas_bench_macro() -> ArraySpace:
+  """The networks of NAS-Bench-Macro, 6,561 of them.
+
+  Su et al. (2021, arXiv 2103.11922): 8 layers, each 0 identity, 1 an inverted
+  residual of kernel 3 and expansion 3, or 2 one of kernel 5 and expansion 6.
+
+  Example:
+    >>> nas_bench_macro().size
+    6561
+  """
+  return independent('nas_bench_macro', (3,) * 8)
