@@ -360,6 +360,7 @@ def rounds(members, count):
   return assess.update(KEY, members, ())[0]
 
 
+@pytest.mark.slow
 def test_ppo_improves_a_good_architecture():
   """And neither a rate of zero nor the passing of rounds does."""
   start = population()[1]
@@ -376,6 +377,7 @@ def test_ppo_improves_a_good_architecture():
   assert (running[0].state[2] != running[1].state[2]).any()
 
 
+@pytest.mark.slow
 def test_hyper_parameters_of_a_member_are_read():
   own, start = learner(), population()[1]
   body = jax.tree.map(lambda x: x[0], start.member.body)

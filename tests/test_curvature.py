@@ -309,6 +309,7 @@ def _best_steps(net, data, length=0.02):
 GRID = np.append(1.1 ** np.arange(-8, 9), 0.1)
 
 
+@pytest.mark.slow
 def test_the_closed_form_finds_the_best_length_of_a_split():
   """Growth specification, 4.1 D: ten channels of a SiLU network, learned
   directions cut to a fiftieth of their length, steps of a tenth.

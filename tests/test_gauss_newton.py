@@ -1106,6 +1106,7 @@ def test_growth_inside_buckets_compiles_no_scores():
   assert [all_of(size) for size in (10, 11, 12)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [morphisms.prune, morphisms.merge])
 def test_how_many_examples_go_at_a_time_changes_rounding_only(
   kind, x64, monkeypatch
@@ -1561,6 +1562,7 @@ def test_directions_stay_within_the_trust_region(trained):
   assert figures['first order, none'] > 3 * 0.3, figures
 
 
+@pytest.mark.slow
 def test_a_second_fold_keeps_what_few_examples_would_lose(trained):
   """Growth specification, 4.2, test 7: on a third fold the loss does not rise
   in nine of ten repeats, where without confirming it rises more often."""

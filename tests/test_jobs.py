@@ -537,6 +537,7 @@ def test_every_seed_trains_and_grows_on_cifar10(tmp_path, cifar10_folder, name):
   assert net.spec.shapes[net.spec.output] == (10,)
 
 
+@pytest.mark.slow
 def test_a_race_compares_arms_of_equal_size_and_cost(tmp_path):
   config = tiny(job='race', growth__ratio=1.4, growth__moves='split')
   config.growth.limit = 0

@@ -321,6 +321,7 @@ def test_a_whole_search_under_scan_is_the_search_on_the_host():
   assert seen[0].shape == (4, 8, 6)
 
 
+@pytest.mark.slow
 def test_a_round_without_jit_is_the_round():
   tiny = {'slots': 2, 'steps': 1, 'points': (8, 8)}
   stage = algorithms.pbt_nas(small(**tiny))
@@ -331,6 +332,7 @@ def test_a_round_without_jit_is_the_round():
   assert same(jitted.parents, eager.parents)
 
 
+@pytest.mark.slow
 def test_many_searches_at_once_are_the_searches_one_by_one():
   stage = algorithms.pbt_nas(small(), over=training.at_once)
   keys = jax.random.split(jax.random.key(5), 3)

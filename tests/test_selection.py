@@ -148,7 +148,7 @@ def looped(scores, front):
     if len(rows) == 1:
       distance[rows] = np.inf
     for values in scores.T:
-      rows = rows[np.argsort(np.flatnonzero(front == rank))]
+      rows = np.flatnonzero(front == rank)  # Ties stand as they came.
       rows = rows[np.argsort(values[rows], kind='stable')]
       width = values[rows[-1]] - values[rows[0]]
       if not width > 0:
