@@ -389,9 +389,7 @@ class Narrow:
 
   def shape(self, x: Shape) -> Shape:
     if x[-1] < self.features:
-      raise ValueError(
-        f'Narrow: there are no {self.features} channels in {x}.'
-      )
+      raise ValueError(f'Narrow: there are no {self.features} channels in {x}.')
     return (*x[:-1], self.features)
 
 

@@ -1,5 +1,6 @@
 """Cells of DARTS and its kin: laws of the spaces, sizes and parameters."""
 
+import functools
 import pathlib
 
 import jax
@@ -8,6 +9,11 @@ import numpy as np
 import pytest
 
 from jaxnas.spaces import cell
+
+# Compiled quickly: there is little to run.
+quick = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
 
 GRAMMARS = {
   grammar.name: grammar
@@ -74,22 +80,22 @@ def legal(grammar, rows):
   return inside & (apart | (not grammar.distinct))
 
 
-@pytest.mark.parametrize('name', ['darts', 'nasnet', 'pnas'])
+@pytest.mark.parametrize('name', ['darts', 'nasnet'])
 def test_laws_of_the_spaces(name):
   grammar = GRAMMARS[name]
   space = cell.space(grammar)
   keys = jax.random.split(jax.random.key(0), 128)
-  some = np.asarray(jax.jit(jax.vmap(space.sample))(keys))
+  some = np.asarray(quick(jax.vmap(space.sample))(keys))
   assert legal(grammar, some).all()
   assert (some.max(axis=0) == np.array(space.options) - 1).mean() > 0.9
-  changed = jax.jit(jax.vmap(space.mutate))(keys, some)
+  changed = quick(jax.vmap(space.mutate))(keys, some)
   assert legal(grammar, np.asarray(changed)).all()
   assert ((changed != some).sum(axis=1) == 1).all()
   other = np.roll(some, 1, axis=0)
-  child = np.asarray(jax.jit(jax.vmap(space.crossover))(keys, some, other))
+  child = np.asarray(quick(jax.vmap(space.crossover))(keys, some, other))
   assert legal(grammar, child).all()
   assert ((child == some) | (child == other)).all()
-  around, good = jax.jit(space.neighbours)(some[0])
+  around, good = quick(space.neighbours)(some[0])
   assert len(np.unique(np.asarray(around), axis=0)) == len(around)
   np.testing.assert_array_equal(legal(grammar, np.asarray(around)), good)
   assert bool(good.all()) == (not grammar.distinct)
@@ -98,7 +104,7 @@ def test_laws_of_the_spaces(name):
 
 def test_samples_of_darts_are_uniform_over_pairs_of_states():
   keys = jax.random.split(jax.random.key(1), 4000)
-  some = jax.jit(jax.vmap(cell.space(cell.DARTS).sample))(keys)
+  some = quick(jax.vmap(cell.space(cell.DARTS).sample))(keys)
   # The last block reads two of five states: ten pairs, 400 times each.
   pairs = np.sort(np.asarray(some)[:, [28, 30]], axis=1)
   counts = np.unique(pairs, axis=0, return_counts=True)[1]
@@ -110,10 +116,11 @@ def test_the_order_of_edges_does_not_count():
   grammar, genotype = cell.named('darts_v2')
   blocks = genotype.reshape(2, 4, 2, 2)
   swapped = blocks[:, :, ::-1].reshape(-1)
-  encode = cell.space(grammar).encode
+  encode = quick(cell.space(grammar).encode)
   assert (encode(genotype) == encode(swapped)).all()
-  first = cell.canonical(grammar, genotype)
-  assert (first == cell.canonical(grammar, swapped)).all()
+  canonical = quick(lambda genotype: cell.canonical(grammar, genotype))
+  first = canonical(genotype)
+  assert (first == canonical(swapped)).all()
   changed = genotype.copy()
   changed[1] = (changed[1] + 1) % 7
   assert (encode(genotype) != encode(changed)).sum() == 2
@@ -148,13 +155,21 @@ def test_genotypes_of_nas_bench_301():
     cells = stored['arch'].reshape(len(stored['arch']), -1).astype(np.int32)
     params = stored['proxies'][:, list(stored['proxy_names']).index('params')]
   assert legal(cell.DARTS, cells).all()
-  own = [cell.params(cell.DARTS, each) for each in cells[:100]]
-  assert np.corrcoef(own, params[:100])[0, 1] > 0.99
-  # The operations in another order fit worse.
+
+  def correlated(some):
+    # The stored counts are of 32 channels and 8 cells, without the scales and
+    # biases of norms.
+    own = [
+      cell.params(cell.DARTS, each, channels=32, layers=8)
+      for each in some[:100]
+    ]
+    return np.corrcoef(own, params[:100])[0, 1]
+
+  assert correlated(cells) > 0.9999
+  # The operations in another order do not fit.
   wrong = cells.copy()
   wrong[:, 1::2] = 6 - wrong[:, 1::2]
-  own = [cell.params(cell.DARTS, each) for each in wrong[:100]]
-  assert np.corrcoef(own, params[:100])[0, 1] < 0.9
+  assert correlated(wrong) < 0.5
 
 
 def test_bad_input_is_refused():

@@ -18,7 +18,7 @@ def delta_nas(
   of: int = 5,
   wanderers: int = 60,
   read: stages.Features | None = None,
-  clip: float = 0.5,
+  clip: float = 0.6,
   prior: Callable[[], Any] | None = None,
   offline: bool = False,
 ) -> Stage:

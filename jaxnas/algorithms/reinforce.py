@@ -42,6 +42,8 @@ def reinforce(
   Williams (1992), as the benchmarks of Dong and Yang (2020) run it: a softmax
   of its own for each position, Adam on `-log p(genotype) (reward - baseline)`,
   and a baseline that is the moving average of the rewards, this one included.
+  Adam's steps do not depend on the scale of the rewards, so where all rewards
+  are equal it walks by their rounding.
 
   Args:
     space: what is searched; of one whose combinations are not all legal, the

@@ -26,6 +26,7 @@ from jaxnas.estimators.heuristics import mean_activation as mean_activation
 from jaxnas.estimators.heuristics import random as random
 from jaxnas.estimators.lineage import by_lineage as by_lineage
 from jaxnas.estimators.lineage import contents as contents
+from jaxnas.estimators.predictors import Basis as Basis
 from jaxnas.estimators.predictors import Prediction as Prediction
 from jaxnas.estimators.predictors import Predictor as Predictor
 from jaxnas.estimators.predictors import gaussian_process as gaussian_process
@@ -35,3 +36,6 @@ from jaxnas.estimators.predictors import products as products
 from jaxnas.estimators.predictors import ridge as ridge
 from jaxnas.estimators.tangents import linearised as linearised
 from jaxnas.estimators.tangents import tangents as tangents
+from jaxnas.estimators.zero_cost import PROXIES as PROXIES
+from jaxnas.estimators.zero_cost import by_proxy as by_proxy
+from jaxnas.estimators.zero_cost import score_genotypes as score_genotypes

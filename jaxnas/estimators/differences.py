@@ -125,24 +125,21 @@ def ridge_difference(
     raise ValueError(
       f'ridge_difference: penalty must be above 0, got {penalty!r}.'
     )
-  lift = predictors.plain if context == 'none' else predictors.products
+  basis = predictors.plain() if context == 'none' else predictors.products()
 
   def init(key: Key, features: int) -> Params:
     del key
-    return jnp.zeros(jax.eval_shape(lift, jnp.zeros(features)).shape)
+    return basis.zeros(features)
 
   def fit(key: Key, params: Params, x: Any, y: Any, pairs: Any) -> Params:
     del key
-    columns = lift(x)
     degrees = pairs.sum(axis=1)
     laplacian = jnp.diag(degrees) - pairs
     clean = jnp.where(degrees > 0, y, 0.0)
-    residual = clean - columns @ params
-    learned = predictors.penalised(columns, laplacian, residual, penalty)
-    return params + learned
+    return predictors.penalised(basis, x, laplacian, clean, penalty, params)
 
   def predict(params: Params, a: Any, b: Any) -> jax.Array:
-    return (lift(b) @ params)[None, :] - (lift(a) @ params)[:, None]
+    return basis.apply(params, b)[None, :] - basis.apply(params, a)[:, None]
 
   return Difference(init, fit, predict)
 

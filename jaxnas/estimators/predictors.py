@@ -22,7 +22,6 @@ import optax
 from jaxnas.base import Key
 
 Params = Any
-Lift = Callable[[jax.Array], jax.Array]
 
 
 class Prediction(NamedTuple):
@@ -55,64 +54,109 @@ class Predictor(NamedTuple):
   predict: Callable[[Params, jax.Array], Prediction]
 
 
-def products(x: jax.Array) -> jax.Array:
-  """Features with the products of all pairs of them.
+class Basis(NamedTuple):
+  """The columns that a ridge is linear in, without writing them down.
 
-  Of one-hot codes these are "both choices are made", the interactions of
-  pairs of positions. Products of two values of one position are always 0.
+  With Phi the (N, P) columns of features x, (N, F), and weights a tree of P
+  numbers:
 
-  Args:
-    x: (..., F).
-
-  Returns:
-    (..., F (F + 1) / 2).
-
-  Example:
-    >>> products(jnp.array([1.0, 2.0, 3.0])).tolist()
-    [1.0, 2.0, 3.0, 2.0, 3.0, 6.0]
+  Attributes:
+    kernel: `kernel(x, z) -> (N, M)`, Phi(x) Phi(z)'.
+    zeros: `zeros(features) -> weights`, all 0.
+    gather: `gather(x, a) -> weights`, Phi(x)' a of (N,).
+    apply: `apply(weights, x) -> (N,)`, Phi(x) weights.
   """
-  one, two = np.triu_indices(x.shape[-1], 1)
-  return jnp.concatenate([x, x[..., one] * x[..., two]], axis=-1)
+
+  kernel: Callable[[jax.Array, jax.Array], jax.Array]
+  zeros: Callable[[int], Any]
+  gather: Callable[[jax.Array, jax.Array], Any]
+  apply: Callable[[Any, jax.Array], jax.Array]
 
 
-def plain(x: jax.Array) -> jax.Array:
+def plain() -> Basis:
   """Features as they are: effects of choices that add up.
 
   Example:
-    >>> plain(jnp.array([1.0, 2.0])).tolist()
-    [1.0, 2.0]
+    >>> x = jnp.array([[1.0, 2.0]])
+    >>> plain().gather(x, jnp.array([2.0])).tolist()
+    [2.0, 4.0]
   """
-  return x
+  return Basis(
+    lambda x, z: x @ z.T,
+    jnp.zeros,
+    lambda x, a: x.T @ a,
+    lambda weights, x: x @ weights,
+  )
+
+
+def products() -> Basis:
+  """Features with the products of all pairs of them, F (F + 1) / 2 in all.
+
+  Of one-hot codes these are "both choices are made", the interactions of
+  pairs of positions. Inner products of so many columns are those of the
+  features, `s + (s^2 - q) / 2` with q that of their squares; weights are a
+  vector and a matrix that is strictly upper triangular.
+
+  Example:
+    >>> x, z = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[1.0, 0.0, 1.0]])
+    >>> products().kernel(x, z).tolist()  # 1 + 3, and 1 * 3 of one pair.
+    [[7.0]]
+    >>> basis = products()
+    >>> weights = basis.gather(x, jnp.array([1.0]))
+    >>> weights[1].tolist(), basis.apply(weights, z).tolist()
+    ([[0.0, 2.0, 3.0], [0.0, 0.0, 6.0], [0.0, 0.0, 0.0]], [7.0])
+  """
+
+  def kernel(x: jax.Array, z: jax.Array) -> jax.Array:
+    once, squares = x @ z.T, jnp.square(x) @ jnp.square(z).T
+    return once + (jnp.square(once) - squares) / 2
+
+  def gather(x: jax.Array, a: jax.Array) -> Any:
+    return x.T @ a, jnp.triu((x * a[:, None]).T @ x, 1)
+
+  def apply(weights: Any, x: jax.Array) -> jax.Array:
+    single, pairs = weights
+    return x @ single + ((x @ pairs) * x).sum(axis=1)
+
+  return Basis(
+    kernel,
+    lambda features: (jnp.zeros(features), jnp.zeros((features, features))),
+    gather,
+    apply,
+  )
 
 
 def penalised(
-  x: jax.Array, metric: jax.Array, residual: jax.Array, penalty: float
-) -> jax.Array:
-  """The weights b of least squares in a metric, with a penalty.
+  basis: Basis,
+  x: jax.Array,
+  metric: jax.Array,
+  y: jax.Array,
+  penalty: float,
+  prior: Any,
+) -> Any:
+  """The weights of least squares in a metric, near what was known before.
 
-  They minimise `(r - x b)' M (r - x b) + penalty b' b`. The smaller of the
-  systems of N and of P unknowns is solved.
+  They minimise `(y - Phi b)' M (y - Phi b) + penalty |b - prior|^2`, by a
+  system of N unknowns.
 
   Args:
-    x: (N, P).
+    basis: of the columns Phi.
+    x: (N, F).
     metric: M, (N, N), symmetric and positive semidefinite.
-    residual: r, (N,).
+    y: (N,).
     penalty: above 0.
-
-  Returns:
-    (P,)
+    prior: weights.
 
   Example:
     >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
-    >>> penalised(x, jnp.eye(2), jnp.array([2.0, 5.0]), 1.0).tolist()
+    >>> y, nothing = jnp.array([2.0, 5.0]), jnp.zeros(2)
+    >>> penalised(plain(), x, jnp.eye(2), y, 1.0, nothing).tolist()
     [1.0, 2.0]
   """
-  rows, columns = x.shape
-  if rows <= columns:
-    system = metric @ (x @ x.T) + penalty * jnp.eye(rows)
-    return x.T @ jnp.linalg.solve(system, metric @ residual)
-  system = x.T @ metric @ x + penalty * jnp.eye(columns)
-  return jnp.linalg.solve(system, x.T @ (metric @ residual))
+  rest = y - basis.apply(prior, x)
+  system = metric @ basis.kernel(x, x) + penalty * jnp.eye(len(x))
+  learned = basis.gather(x, jnp.linalg.solve(system, metric @ rest))
+  return jax.tree.map(jnp.add, prior, learned)
 
 
 def ridge(
@@ -120,7 +164,7 @@ def ridge(
   penalty: float = 1.0,
   members: int = 1,
   share: float = 1.0,
-  lift: Lift = products,
+  basis: Basis = products(),
 ) -> Predictor:
   """Ridge regression on one-hot codes and their products, in bags.
 
@@ -133,7 +177,7 @@ def ridge(
     members: E ridges, each of its own bag; their mean is the prediction and
       their spread its deviation.
     share: of the rows in a bag, drawn without replacement.
-    lift: features to the columns it is linear in, `products` or `plain`.
+    basis: the columns it is linear in, `products()` or `plain()`.
 
   Raises:
     ValueError: for a penalty not above 0, no member, or a share outside (0, 1].
@@ -156,23 +200,21 @@ def ridge(
 
   def init(key: Key, features: int) -> Params:
     del key
-    width = jax.eval_shape(lift, jnp.zeros(features)).shape[0]
-    return jnp.zeros((members, width))
+    zeros = basis.zeros(features)
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * members), zeros)
 
   def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
-    columns = lift(x)
     clean = jnp.where(use, y, 0.0)
 
     def one(key, weights):
       bag = _bag(key, use, share) if share < 1 else use
       metric = jnp.diag(bag.astype(jnp.float32))
-      residual = clean - columns @ weights
-      return weights + penalised(columns, metric, residual, penalty)
+      return penalised(basis, x, metric, clean, penalty, weights)
 
     return jax.vmap(one)(jax.random.split(key, members), params)
 
   def predict(params: Params, x: Any) -> Prediction:
-    return _moments(params @ lift(x).T)
+    return _moments(jax.vmap(basis.apply, (0, None))(params, x))
 
   return Predictor(init, fit, predict)
 
@@ -269,7 +311,6 @@ def mlp(
   members: int = 5,
   steps: int = 200,
   rate: float = 1e-2,
-  lift: Lift = plain,
 ) -> Predictor:
   """An ensemble of multilayer perceptrons, trained in full batches.
 
@@ -281,7 +322,6 @@ def mlp(
     members: E.
     steps: of Adam, each on all rows.
     rate: the first learning rate.
-    lift: features to what the first layer reads.
 
   Raises:
     ValueError: for widths, members or steps that are not at least 1.
@@ -298,17 +338,16 @@ def mlp(
   counted('mlp', members=members, steps=steps, widths=min(widths, default=0))
 
   def init(key: Key, features: int) -> Params:
-    read = jax.eval_shape(lift, jnp.zeros(features)).shape[0]
     keys = jax.random.split(key, members)
-    return jax.vmap(lambda own: perceptron(own, read, widths))(keys)
+    return jax.vmap(lambda own: perceptron(own, features, widths))(keys)
 
   def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
-    read, clean = lift(x), jnp.where(use, y, 0.0)
+    clean = jnp.where(use, y, 0.0)
     rows = jnp.maximum(use.sum(), 1)
 
     def loss(key, layers):
       del key
-      each = optax.losses.huber_loss(perceive(layers, read), clean)
+      each = optax.losses.huber_loss(perceive(layers, x), clean)
       return jnp.where(use, each, 0.0).sum() / rows
 
     def one(key, layers):
@@ -317,7 +356,7 @@ def mlp(
     return jax.vmap(one)(jax.random.split(key, members), params)
 
   def predict(params: Params, x: Any) -> Prediction:
-    return _moments(jax.vmap(perceive, (0, None))(params, lift(x)))
+    return _moments(jax.vmap(perceive, (0, None))(params, x))
 
   return Predictor(init, fit, predict)
 
@@ -341,9 +380,7 @@ def counted(name: str, **counts: int) -> None:
       )
 
 
-def gaussian_process(
-  *, length: float = 1.0, noise: float = 1e-4, lift: Lift = plain
-) -> Predictor:
+def gaussian_process(*, length: float = 1.0, noise: float = 1e-4) -> Predictor:
   """A Gaussian process of prior mean 0, variance 1 and RBF covariance.
 
   `exp(-|a - b|^2 / (2 length^2))`. Its params are the rows it was fitted to,
@@ -352,7 +389,6 @@ def gaussian_process(
   Args:
     length: scale of the covariance, in the units of the features.
     noise: variance of the targets about the process.
-    lift: features to what distances are measured of.
 
   Raises:
     ValueError: for a length or noise not above 0.
@@ -380,25 +416,23 @@ def gaussian_process(
 
   def init(key: Key, features: int) -> Params:
     del key
-    read = jax.eval_shape(lift, jnp.zeros(features)).shape[0]
-    return jnp.zeros((0, read)), jnp.zeros(0), jnp.zeros((0, 0))
+    return jnp.zeros((0, features)), jnp.zeros(0), jnp.zeros((0, 0))
 
   def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
     del key, params
-    read = lift(x)
     # A row that does not count is a point at infinity: it knows nothing of
     # any other.
     both = use[:, None] & use[None, :]
-    within = jnp.where(both, covariance(read, read), 0.0)
+    within = jnp.where(both, covariance(x, x), 0.0)
     within = within + jnp.diag(jnp.where(use, noise, 1.0))
     root = jnp.linalg.cholesky(within)
     clean = jnp.where(use, y, 0.0)
-    read = jnp.where(use[:, None], read, jnp.inf)
+    read = jnp.where(use[:, None], x, jnp.inf)
     return read, jax.scipy.linalg.cho_solve((root, True), clean), root
 
   def predict(params: Params, x: Any) -> Prediction:
     read, weights, root = params
-    across = covariance(lift(x), read)
+    across = covariance(x, read)
     seen = jax.scipy.linalg.solve_triangular(root, across.T, lower=True)
     rest = 1.0 - jnp.square(seen).sum(axis=0)
     return Prediction(across @ weights, jnp.sqrt(jnp.maximum(rest, 0.0)))

@@ -280,7 +280,7 @@ SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
   ),
   'value': _delta(lambda: stages.by_value(estimators.ridge())),
   'plain_value': _delta(
-    lambda: stages.by_value(estimators.ridge(lift=estimators.plain))
+    lambda: stages.by_value(estimators.ridge(basis=estimators.plain()))
   ),
   'neighbour': _delta(stages.by_chance),
   'bananas': _bananas,

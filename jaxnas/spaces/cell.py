@@ -314,7 +314,7 @@ def count(grammar: Grammar) -> int:
 
   Example:
     >>> count(DARTS), count(PNAS)
-    (1076747008679745600, 556627761561600)
+    (1076746950455072400, 556627761561600)
   """
   ops = len(grammar.ops) ** 2 * (2 if grammar.combine else 1)
   states = map(grammar_states, range(grammar.blocks))

@@ -11,7 +11,7 @@ nothing is a `Zero`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -40,11 +40,13 @@ from jaxnas.spec import (
 )
 
 
-class _Nodes:
-  """Nodes in the order of their making; lives within one call."""
+class _Nodes(NamedTuple):
+  """Nodes in the order of their making.
 
-  def __init__(self, shape: Shape):
-    self.all = [Node('input', Input(tuple(shape)))]
+  The list grows; it lives within one call.
+  """
+
+  all: list[Node]
 
   def add(self, name: str, op: Op, *inputs: str) -> str:
     self.all.append(Node(name, op, inputs))
@@ -60,6 +62,10 @@ class _Nodes:
     x = self.add('gap', GlobalPool(), x)
     self.add('logits', Dense(classes), x)
     return Spec(tuple(self.all), 'logits')
+
+
+def _started(shape: Shape) -> _Nodes:
+  return _Nodes([Node('input', Input(tuple(shape)))])
 
 
 def _plain(features: int, kernel: int = 1, stride: int = 1) -> Conv:
@@ -114,7 +120,7 @@ def nas_bench_201(
   """
   bench201.text(genotype)  # Refuses what is no genotype.
   ops = [bench201.OPS[op] for op in genotype]
-  net = _Nodes(shape)
+  net = _started(shape)
   x = net.row('stem', 'input', conv=_plain(channels, 3), bn=BatchNorm())
   for stage in (1, 2, 3):
     width = channels * 2 ** (stage - 1)
@@ -199,26 +205,40 @@ def nas_bench_101(
     True
   """
   genotype = np.asarray(genotype)
-  if not bool(bench101.legal(genotype)):
+  wide = [
+    channels * 2**stack for stack in range(stacks) for _ in range(modules)
+  ]
+  reads = np.array([channels, *wide[:-1]])
+  legal, edges, widths = jax.device_get(
+    _layout(genotype, reads, np.array(wide))
+  )
+  if not legal:
     raise ValueError(
       'nas_bench_101: the genotype is not legal: input and output must '
       f'be connected by at most {bench101.EDGES} edges, got {genotype}.'
     )
-  edges = np.asarray(bench101.matrix(bench101.prune(genotype)))
   ops = genotype[len(bench101.OPTIONS) - 5 :]
-  wide = jax.jit(bench101.vertex_channels)
-  net = _Nodes(shape)
-  x, before = _unit_101(net, 'stem', 'input', channels, 3), channels
+  net, widths = _started(shape), iter(widths.tolist())
+  x = _unit_101(net, 'stem', 'input', channels, 3)
   for stack in range(1, stacks + 1):
-    width = channels * 2 ** (stack - 1)
     if stack > 1:
       x = net.add(f'stack{stack}_pool', Pool('max'), x)
     for module in range(1, modules + 1):
-      widths = np.asarray(wide(genotype, before, width)).tolist()
       name = f'stack{stack}_module{module}'
-      x = _module_101(net, name, x, edges, ops, widths)
-      before = width
+      x = _module_101(net, name, x, edges, ops, next(widths))
   return net.head(x, classes)
+
+
+@jax.jit
+def _layout(genotype, reads, writes):
+  """Whether a cell is legal, its edges, and the channels in every module."""
+  whole = bench101.prune(genotype)
+  channels = jax.vmap(bench101.vertex_channels, (None, 0, 0))
+  return (
+    bench101.legal(whole),
+    bench101.matrix(whole),
+    channels(whole, reads, writes),
+  )
 
 
 def _unit_101(net: _Nodes, name: str, x: str, width: int, kernel: int) -> str:
@@ -308,7 +328,7 @@ def darts(
       f'darts: channels must be even, as half of them are reduced apart; got '
       f'{channels}.'
     )
-  net = _Nodes(shape)
+  net = _started(shape)
   stem = net.row('stem', 'input', conv=_plain(3 * channels, 3), bn=BatchNorm())
   older, newer, width, halved = stem, stem, channels, False
   for layer in range(layers):

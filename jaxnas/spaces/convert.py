@@ -4,14 +4,13 @@
 
 Reads what the authors release: the folder `NATS-tss-v1_0-3ffb9-simple` of
 NATS-Bench, with `meta.pickle.pbz2` and one file for each cell; the same in one
-file, `NATS-tss-v1_0-3ffb9.pickle.pbz2`; or `NAS-Bench-201-v1_1-096897.pth`. What
-is written is a table that `jaxnas.spaces.load` reads, row i being the official
-architecture i.
+file, `NATS-tss-v1_0-3ffb9.pickle.pbz2`; or `NAS-Bench-201-v1_1-096897.pth`.
+What is written is a table that `jaxnas.spaces.load` reads, row i being the
+official architecture i.
 
 The files are pickles, and a pickle can run any program. Here nothing is made of
 one but plain containers, numbers, strings and NumPy arrays; tensors, in which
-the release keeps weights, are skipped unread. The `.pth` file is read with
-PyTorch, in the mode that refuses everything but tensors and plain values.
+the releases keep weights, are skipped unread, so PyTorch is not needed.
 """
 
 import bz2
@@ -19,6 +18,7 @@ import io
 import pathlib
 import pickle
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +29,7 @@ from jaxnas.spaces import nas_bench_201
 DATA = ('cifar10', 'cifar100', 'ImageNet16-120')
 # What a pickle may name: containers, and what NumPy's numbers are made of.
 _SAFE = {
+  ('_codecs', 'encode'),
   ('builtins', 'set'),
   ('builtins', 'frozenset'),
   ('builtins', 'complex'),
@@ -36,8 +37,6 @@ _SAFE = {
   ('collections', 'defaultdict'),
   ('numpy', 'dtype'),
   ('numpy', 'ndarray'),
-  ('numpy.core.multiarray', 'scalar'),
-  ('numpy.core.multiarray', '_reconstruct'),
   ('numpy._core.multiarray', 'scalar'),
   ('numpy._core.multiarray', '_reconstruct'),
 }
@@ -58,6 +57,9 @@ class _Restricted(pickle.Unpickler):
   """Makes plain values, skips tensors, and refuses everything else."""
 
   def find_class(self, module: str, name: str) -> Any:
+    # As NumPy before 2 and Python before 3 called them.
+    module = module.replace('numpy.core.', 'numpy._core.')
+    module = module.replace('__builtin__', 'builtins')
     if (module, name) in _SAFE:
       return super().find_class(module, name)
     if module == 'torch' or module.startswith('torch.'):
@@ -93,9 +95,28 @@ def unpickled(data: bytes) -> Any:
 
 def _opened(path: pathlib.Path) -> Any:
   try:
+    if path.suffix == '.pth':
+      return _of_torch(path)
     return unpickled(bz2.decompress(path.read_bytes()))
   except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-    raise ValueError(f'{path}: not a file of NATS-Bench ({error}).') from None
+    raise ValueError(
+      f'{path}: not a file of an official release ({error}).'
+    ) from None
+
+
+def _of_torch(path: pathlib.Path) -> Any:
+  """The plain values of a file of `torch.save`, of the old kind or the new."""
+  if zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as archive:
+      inside = [n for n in archive.namelist() if n.endswith('data.pkl')]
+      if len(inside) != 1:
+        raise ValueError('no data.pkl in it')
+      return unpickled(archive.read(inside[0]))
+  with open(path, 'rb') as file:
+    # A magic number, a version and the system stand before the values.
+    for _ in range(3):
+      _Restricted(file).load()
+    return _Restricted(file).load()
 
 
 def _records(path: pathlib.Path) -> tuple[list[str], Iterator[tuple]]:
@@ -115,20 +136,7 @@ def _records(path: pathlib.Path) -> tuple[list[str], Iterator[tuple]]:
     return cells, each()
   if not path.is_file():
     raise FileNotFoundError(f'{path}: no such file or folder.')
-  if path.suffix == '.pth':
-    try:
-      import torch
-    except ImportError:
-      raise ImportError(
-        f'{path}: a .pth file is read by PyTorch, which is not installed; pip '
-        'install torch, or take the release as pickles (NATS-tss).'
-      ) from None
-    try:
-      whole = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-      raise ValueError(f'{path}: not plain values ({error}).') from None
-  else:
-    whole = _opened(path)
+  whole = _opened(path)
   if not isinstance(whole, Mapping) or not {'meta_archs', 'arch2infos'} <= set(
     whole
   ):
@@ -166,7 +174,7 @@ def _seconds(runs: list, split: str) -> float:
   return float(np.mean(found)) if found else np.nan
 
 
-# The schedules, by the names that the releases give them.
+# Epochs of the schedules, by the names that the releases give them.
 _SCHEDULES = {'12': 12, '200': 200, 'less': 12, 'full': 200}
 
 
@@ -177,9 +185,9 @@ def _row(records: Mapping[str, Any], data: str) -> dict[str, float]:
   test = 'ori-test' if data == 'cifar10' else 'x-test'
   row = {}
   for name, record in records.items():
-    if name not in _SCHEDULES:
+    if str(name) not in _SCHEDULES:
       continue
-    epochs = _SCHEDULES[name]
+    epochs = _SCHEDULES[str(name)]
     validated, tested = _runs(record, half), _runs(record, data)
     row[f'val_ep{epochs}'] = _mean(validated, 'eval_acc1es', 'x-valid')
     row[f'test_ep{epochs}'] = _mean(
@@ -209,7 +217,6 @@ def convert(path: str, data: str = 'cifar10') -> dict[str, np.ndarray]:
   Raises:
     FileNotFoundError: for a missing release.
     ValueError: for an unknown data set or what is no release.
-    ImportError: for a `.pth` file without PyTorch.
   """
   if data not in DATA:
     raise ValueError(
@@ -219,7 +226,7 @@ def convert(path: str, data: str = 'cifar10') -> dict[str, np.ndarray]:
   columns: dict[str, np.ndarray] = {}
   try:
     for number, held in records:
-      for name, value in _row(_by_schedule(held), data).items():
+      for name, value in _row(held, data).items():
         column = columns.setdefault(name, np.full(len(cells), np.nan))
         column[number] = value
   except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -234,11 +241,6 @@ def convert(path: str, data: str = 'cifar10') -> dict[str, np.ndarray]:
   return {'ops': ops, **columns}
 
 
-def _by_schedule(held: Any) -> Mapping[str, Any]:
-  """{epochs: record}; the older release names them less and full."""
-  return {str(name): record for name, record in held.items()}
-
-
 def main(arguments: list[str]) -> None:
   if len(arguments) != 3:
     sys.exit(
@@ -247,7 +249,7 @@ def main(arguments: list[str]) -> None:
     )
   try:
     np.savez_compressed(arguments[2], **convert(*arguments[:2]))
-  except (ValueError, OSError, ImportError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
 
 

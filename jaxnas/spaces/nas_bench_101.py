@@ -80,11 +80,17 @@ def cell(edges: str, ops: str = '') -> jax.Array:
 
 def _alive(edges: jax.Array) -> jax.Array:
   """(7,) which vertices lie on a path from the input to the output."""
-  ahead = jnp.arange(VERTICES) == 0
-  behind = jnp.arange(VERTICES) == VERTICES - 1
-  for _ in range(VERTICES - 1):
+
+  def step(_, reached):
+    ahead, behind = reached
     ahead |= (edges & ahead[:, None]).any(axis=0)
     behind |= (edges & behind[None]).any(axis=1)
+    return ahead, behind
+
+  vertices = jnp.arange(VERTICES)
+  start = vertices == 0, vertices == VERTICES - 1
+  # A loop, because unrolled it takes XLA seconds to compile.
+  ahead, behind = jax.lax.fori_loop(0, VERTICES - 1, step, start)
   return ahead & behind
 
 
@@ -579,11 +585,11 @@ def space(numbers: np.ndarray) -> ArraySpace:
 
   Example:
     >>> small = space(codes(enumerate_cells(3)))
-    >>> small.size, int(small.index(cell('0-4 4-6', 'conv1x1')))
-    (6, -1)
+    >>> small.size, int(small.index(cell('0-1 1-6', 'conv1x1')))
+    (6, 1)
     >>> whole = cell('0-4 4-6', 'conv3x3 conv3x3 conv3x3 conv1x1')
-    >>> int(small.index(whole))
-    1
+    >>> int(small.index(whole)), int(small.index(cell('0-1 1-2 2-6')))
+    (1, -1)
   """
   numbers = np.asarray(numbers, np.int32)
   order = np.argsort(numbers, kind='stable').astype(np.int32)

@@ -395,7 +395,7 @@ def surrogate(
   *,
   keep: int,
   read: Features | None = None,
-  clip: float = 0.5,
+  clip: float = 0.6,
   prior: Callable[[], Params] | None = None,
   refit: bool = True,
 ) -> Stage:

@@ -64,12 +64,16 @@ def start(
 def youngest(held: Trials, count: int) -> tuple[jax.Array, jax.Array]:
   """The last `count` questions, oldest first: genotypes and fitness.
 
+  Raises:
+    ValueError: for trials of fewer slots.
+
   Example:
     >>> from jaxnas import spaces
     >>> first = start(spaces.tabular.transnas_micro(), 10)
     >>> youngest(first._replace(count=4), 3)[0].shape
     (3, 6)
   """
+  _roomy('youngest', held, count)
   # Where fewer were asked, the slots that are still empty make up for them.
   at = jnp.maximum(jnp.asarray(held.count) - count, 0)
   genotypes = jax.lax.dynamic_slice_in_dim(held.genotypes, at, count)
@@ -81,10 +85,23 @@ def best(held: Trials, count: int) -> tuple[jax.Array, jax.Array]:
   """The best `count` questions, best first: genotypes and fitness.
 
   A network that was asked twice is among them twice; NaN ranks last.
+
+  Raises:
+    ValueError: for trials of fewer slots.
   """
+  _roomy('best', held, count)
   fitness = _ranked(held.metrics['fitness'])
   value, at = jax.lax.top_k(fitness, count)
   return held.genotypes[at], jnp.where(jnp.isinf(value), jnp.nan, value)
+
+
+def _roomy(name: str, held: Trials, count: int) -> None:
+  slots = held.index.shape[0]
+  if count > slots:
+    raise ValueError(
+      f'{name}: {count} of trials that have {slots} slots; start with as many '
+      'or more.'
+    )
 
 
 def recall(held: Trials, index: jax.Array) -> jax.Array:
@@ -383,8 +400,8 @@ def query(
 
   Args:
     table: the measurements.
-    signal: the column that is `fitness`, of which more is better; select by a
-      validation column and report the test column, see `reported`.
+    signal: the column that is `fitness`, of which more is better: a validation
+      column. The test column is for reports, by the index of `incumbents`.
     cost: the column that is `cost`, in seconds; None for none.
     also: further metrics and their columns; `start` has to be told their
       names.
@@ -396,9 +413,9 @@ def query(
   """
   names = {'fitness': signal, **(also or {})}
   columns = {name: tables.column(table, held) for name, held in names.items()}
-  columns['cost'] = (
-    jnp.zeros(table.space.size) if cost is None else tables.column(table, cost)
-  )
+  if cost is not None:
+    columns['cost'] = tables.column(table, cost)
+  looked_up = {*columns, 'cost'}
 
   def update(key: Key, held: Trials) -> Trials:
     del key
@@ -409,10 +426,10 @@ def query(
       raise ValueError(
         f'query: {pending} genotypes are pending, and there are {slots} slots.'
       )
-    if set(columns) != set(held.metrics):
+    if looked_up != set(held.metrics):
       raise ValueError(
-        f'query: it looks up {", ".join(sorted(columns))}, and the trials hold '
-        f'{", ".join(sorted(held.metrics))}; give both the same names.'
+        f'query: it looks up {", ".join(sorted(looked_up))}, and the trials '
+        f'hold {", ".join(sorted(held.metrics))}; give both the same names.'
       )
     index = jax.vmap(table.space.index)(held.pending)
     room = jnp.asarray(held.count) + pending <= slots
@@ -424,9 +441,11 @@ def query(
       values = jnp.where(room, values, old)
       return jax.lax.dynamic_update_slice_in_dim(into, values, at, 0)
 
+    values = {name: column[index] for name, column in columns.items()}
+    values = {'cost': jnp.zeros(pending), **values}
     metrics = {
-      name: write(held.metrics[name], jnp.where(asked, column[index], jnp.nan))
-      for name, column in columns.items()
+      name: write(held.metrics[name], jnp.where(asked, values[name], jnp.nan))
+      for name in held.metrics
     }
     return held._replace(
       genotypes=write(held.genotypes, held.pending),

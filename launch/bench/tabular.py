@@ -9,8 +9,8 @@ another. Neither pays for anything but the search: the table is in memory, and
 draws of the loop are made in one call. Prints a JSON line:
 
   re_seeds                         seeds of the compiled call
-  re_queries_per_second            of it, compiled before; the best of 5 calls
-  numpy_queries_per_second         of the loop; the best of 5 stretches, taken
+  re_queries_per_second            of it, compiled before; the best of 30 calls
+  numpy_queries_per_second         of the loop; the best of 30 stretches, taken
                                    in turn with those calls
   re_queries_per_second_over_numpy the quotient
   re_over_numpy_with_compile       with compiling, for 10 times as many seeds
@@ -104,8 +104,8 @@ def speed(table: Table, seeds: int) -> dict[str, Any]:
   keys = many[:seeds]
   best = jax.block_until_ready(search(keys))
   rng = np.random.default_rng(0)
-  stretch, ours, theirs, found = 50, [], [], []
-  for _ in range(5):  # In turn, so that both see the same machine.
+  stretch, ours, theirs, found = 10, [], [], []
+  for _ in range(30):  # In turn, so that both see the same machine.
     started = time.perf_counter()
     jax.block_until_ready(search(keys))
     ours.append(seeds * QUERIES / (time.perf_counter() - started))

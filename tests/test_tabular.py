@@ -1,0 +1,462 @@
+"""Spaces of arrays, tables of them, and the official files they come from."""
+
+import bz2
+import collections
+import itertools
+import os
+import pathlib
+import pickle
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from jaxnas import spaces
+from jaxnas.base import Table
+from jaxnas.spaces import convert, nas_bench_201, tables, tabular
+
+SPACES = {
+  'nas_bench_201': nas_bench_201.space,
+  'transnas_micro': tabular.transnas_micro,
+  'transnas_macro': tabular.transnas_macro,
+  'nas_bench_macro': tabular.nas_bench_macro,
+}
+RESNET = (
+  '|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|'
+  '+|skip_connect~0|none~1|skip_connect~2|'
+)
+
+
+@pytest.fixture(scope='session')
+def data():
+  """The folder of real tables; skips where there is none."""
+  given = os.environ.get(tables.FOLDER)
+  folders = [pathlib.Path(given)] if given else []
+  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'data')
+  for folder in folders:
+    if (folder / 'nb201_cifar10.npz').is_file():
+      return folder
+  pytest.skip(f'no tables under {" or ".join(map(str, folders))}')
+
+
+@pytest.fixture(scope='module', params=SPACES)
+def space(request):
+  return SPACES[request.param]()
+
+
+def test_a_space_keeps_its_laws(space):
+  """Samples, edits and children are legal; an edit changes one position."""
+
+  @jax.jit
+  @jax.vmap
+  def drawn(key):
+    keys = jax.random.split(key, 4)
+    one, two = space.sample(keys[0]), space.sample(keys[1])
+    edited = space.mutate(keys[2], one)
+    child = space.crossover(keys[3], one, two)
+    near, legal = space.neighbours(one)
+    index = jax.vmap(space.index)
+    every = index(jnp.stack([one, two, edited, child]))
+    return one, two, edited, child, every, near, legal, index(near)
+
+  one, two, edited, child, every, near, legal, of_near = map(
+    np.asarray, drawn(jax.random.split(jax.random.key(0), 300))
+  )
+  assert one.dtype == edited.dtype == child.dtype == np.int32
+  assert ((every >= 0) & (every < space.size)).all()
+  assert ((edited != one).sum(axis=1) == 1).all()
+  assert ((child == one) | (child == two)).all()
+  assert (child != one).any() and (child != two).any()
+  assert ((of_near >= 0) == legal).all()
+  assert ((near != one[:, None]).sum(axis=2) == 1).all()
+  for some, own, ok in zip(near[:20], edited[:20], legal[:20], strict=True):
+    assert len({tuple(row) for row in some}) == len(some)
+    assert tuple(own) in {tuple(row) for row in some[ok]}
+  features = np.asarray(space.encode(one[0]))
+  assert features.sum() == len(space.options)
+  assert len(features) == sum(space.options)
+
+
+def test_an_index_tells_all_networks_apart(space):
+  every = np.array(list(itertools.product(*map(range, space.options))))
+  index = np.asarray(jax.jit(jax.vmap(space.index))(every))
+  assert sorted(index[index >= 0]) == list(range(space.size))
+  # What no position may be is outside, and not another network.
+  assert int(space.index(jnp.full(len(space.options), 7))) == -1
+  assert int(space.index(jnp.full(len(space.options), -1))) == -1
+
+
+def test_samples_are_uniform(space):
+  keys = jax.random.split(jax.random.key(1), 20_000)
+  index = jax.jit(jax.vmap(lambda key: space.index(space.sample(key))))(keys)
+  parts = np.bincount(np.asarray(index) * 10 // space.size, minlength=10)
+  expected = np.diff(np.ceil(np.arange(11) * space.size / 10)) / space.size
+  # Ten standard deviations of the largest part.
+  assert np.abs(parts / 20_000 - expected).max() < 10 * (0.1 / 20_000) ** 0.5
+
+
+def test_edits_are_uniform_and_reach_all_of_the_macro_space():
+  space = tabular.transnas_macro()
+  start = jnp.array([1, 1, 1, 4, 0, 0])
+  keys = jax.random.split(jax.random.key(0), 4000)
+  near, legal = space.neighbours(start)
+  made = jax.jit(jax.vmap(space.mutate, (0, None)))(keys, start)
+  counts = collections.Counter(map(tuple, np.asarray(made).tolist()))
+  assert set(counts) == set(map(tuple, np.asarray(near)[legal].tolist()))
+  assert max(counts.values()) < 1.6 * min(counts.values())
+  near = jax.jit(
+    jax.vmap(lambda g: jax.vmap(space.index)(space.neighbours(g)[0]))
+  )
+  every = np.array(list(itertools.product(range(5), repeat=6)))
+  index = np.asarray(jax.jit(jax.vmap(space.index))(every))
+  legal_ones = every[index >= 0]
+  beside = np.asarray(near(legal_ones))
+  seen, front = {0}, [0]
+  while front:
+    found = set(beside[front].ravel().tolist()) - seen - {-1}
+    seen |= found
+    front = list(found)
+  assert len(seen) == 3256
+
+
+@hypothesis.given(
+  bits=st.integers(0, 2**32 - 1), bound=st.integers(1, 2**16 - 1)
+)
+@hypothesis.settings(max_examples=50)
+def test_below_is_exact(bits, bound):
+  assert int(tabular.below(np.uint32(bits), bound)) == bits * bound >> 32
+
+
+@pytest.mark.parametrize(
+  ('make', 'says'),
+  [
+    (lambda: tabular.independent('x', ()), r'options must be .*got \(\)'),
+    (lambda: tabular.independent('x', (1, 1)), 'one of them at least 2'),
+    (lambda: tabular.independent('x', (2.0,)), 'whole number'),
+    (lambda: tabular.independent('x', (4,) * 16), 'cannot be numbered'),
+    (
+      lambda: tabular.listed('x', (2, 2), np.array([[0, 0], [0, 0]])),
+      'listed twice',
+    ),
+    (lambda: tabular.listed('x', (2, 2), np.array([[0, 2]])), 'not of the'),
+    (
+      lambda: tabular.listed('x', (2, 2), np.array([0])),
+      r'must be \(size, 2\)',
+    ),
+    (lambda: nas_bench_201.text([0, 1, 2]), 'a cell is 6 ops'),
+    (lambda: nas_bench_201.parse('|none~0|'), 'is no cell'),
+    (lambda: nas_bench_201.parse(RESNET.replace('~1', '~2')), 'is no cell'),
+    (
+      lambda: nas_bench_201.flops(np.zeros(6, int), side=24),
+      'must be 32 or 16',
+    ),
+  ],
+)
+def test_illegal_spaces_and_cells_are_refused(make, says):
+  with pytest.raises(ValueError, match=says):
+    make()
+
+
+@hypothesis.given(st.lists(st.integers(0, 4), min_size=6, max_size=6))
+@hypothesis.settings(max_examples=50)
+def test_strings_go_both_ways(ops):
+  assert nas_bench_201.parse(nas_bench_201.text(ops)).tolist() == ops
+
+
+# Convolutions of 3x3 and 1x1: cells, parameters, FLOPs in M (10 classes).
+CLASSES = {
+  (0, 0): (729, 73_306, 7.78305),
+  (0, 6): (1, 241_306, 31.37601),
+  (1, 3): (540, 400_346, 54.96897),
+  (2, 0): (1215, 559_386, 78.56193),
+  (3, 2): (180, 858_426, 121.81569),
+  (4, 1): (90, 1_073_466, 153.27297),
+  (5, 0): (18, 1_288_506, 184.73025),
+  (6, 0): (1, 1_531_546, 220.11969),
+}
+
+
+def test_the_closed_form_has_28_cost_classes():
+  cells = nas_bench_201.genotypes()
+  params = np.asarray(nas_bench_201.params(cells))
+  flops = np.asarray(nas_bench_201.flops(cells))
+  pairs = collections.Counter(zip(params.tolist(), flops.tolist(), strict=True))
+  assert len(pairs) == 28 and sum(pairs.values()) == 15_625
+  for (wide, narrow), (count, size, million) in CLASSES.items():
+    ops = [3] * wide + [2] * narrow + [0] * (6 - wide - narrow)
+    assert int(nas_bench_201.params(np.array(ops))) == size
+    cost = int(nas_bench_201.flops(np.array(ops)))
+    assert cost == round(million * 1e6)
+    assert pairs[size, cost] == count
+
+
+def test_the_closed_form_is_that_of_published_records():
+  """Those of NATS-Bench's test files, other classes and sides too."""
+  cell = nas_bench_201.parse(
+    '|avg_pool_3x3~0|+|nor_conv_1x1~0|skip_connect~1|'
+    '+|nor_conv_1x1~0|skip_connect~1|skip_connect~2|'
+  )
+  assert [int(nas_bench_201.params(cell, k)) for k in (10, 100, 120)] == [
+    *(129_306, 135_156, 136_456)
+  ]
+  assert int(nas_bench_201.flops(cell)) == 15_647_370
+  assert int(nas_bench_201.flops(cell, 100)) == 15_653_220
+  assert int(nas_bench_201.flops(cell, 120, side=16)) == 3_919_480
+  assert int(nas_bench_201.params(nas_bench_201.parse(RESNET))) == 559_386
+
+
+def test_equal_cells_are_counted_as_published():
+  """6,466 by NATS-Bench's own test; 4,930 and 341 by the stricter form."""
+  assert len(np.unique(nas_bench_201.classes())) == 6466
+  strict = nas_bench_201.classes(strict=True)
+  assert len(np.unique(strict)) == 4930
+  dead = nas_bench_201.canonical([0] * 6, strict=True)
+  assert dead == '#'
+  assert (strict == strict[0]).sum() == 341
+
+
+def test_tables_are_put_in_the_order_of_the_index(data):
+  table = spaces.load(data / 'nb201_cifar10.npz')
+  with np.load(data / 'nb201_cifar10.npz') as file:
+    for row in (0, 6111, 11472):
+      index = int(table.space.index(file['ops'][row].astype(np.int32)))
+      for name in ('val_ep12', 'test_ep200_seeds'):
+        kept = np.asarray(table.columns[name][index])
+        assert np.array_equal(kept, file[name][row], equal_nan=True)
+  best = int(np.argmax(table.columns['val_ep200']))
+  cell = nas_bench_201.genotypes()[best]
+  assert nas_bench_201.text(cell) == (
+    '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|'
+    '+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|'
+  )
+  # Both closed forms against all rows.
+  priced = nas_bench_201.priced(table).columns
+  measured = np.asarray(table.columns['params_m'], float)
+  assert (np.round(measured * 1e6) == np.asarray(priced['params'])).all()
+  wide, narrow, pool = (
+    (nas_bench_201.genotypes() == op).sum(axis=1) for op in (3, 2, 4)
+  )
+  other = 7.943872 + 35.81952 * wide + 4.36224 * narrow + 1.29024 * pool
+  assert np.abs(other - np.asarray(table.columns['flops_m'])).max() < 2e-5
+  # What the input does not reach is chance.
+  strict = nas_bench_201.classes(strict=True)
+  assert np.allclose(np.asarray(table.columns['test_ep200'])[strict == 0], 10)
+
+
+def test_files_of_one_space_are_joined(data):
+  names = ('cifar10', 'proxies_cifar10', 'hw', 'extra_tasks')
+  table = spaces.load(*(data / f'nb201_{name}.npz' for name in names))
+  columns = table.columns
+  assert {'val_ep12', 'zen', 'edgegpu_latency_cifar10', 'svhn_val'} <= set(
+    columns
+  )
+  assert int(jnp.isfinite(columns['svhn_val']).sum()) == 199
+  assert int(columns['nbsuite_mask'].sum()) == 9445
+  # The latency of a network grows with its operations.
+  flops = np.asarray(nas_bench_201.priced(table).columns['flops'])
+  slow = np.asarray(columns['edgegpu_latency_cifar10'])
+  assert np.corrcoef(flops, slow)[0, 1] > 0.4
+
+
+def test_other_spaces_have_their_maxima(data):
+  micro = spaces.load(data / 'transnas_micro.npz').columns
+  macro = spaces.load(data / 'transnas_macro.npz').columns
+  assert round(float(micro['class_scene'].max()), 2) == 54.94
+  assert round(float(macro['jigsaw'].max()), 2) == 97.02
+  table = spaces.load(data / 'nbmacro.npz')
+  best = int(jnp.argmax(table.columns['test_acc']))
+  assert best == int(table.space.index(jnp.array([2, 2, 2, 1, 2, 2, 0, 2])))
+  assert int(table.columns['params'][best]) == 1_985_514
+
+
+def test_a_folder_may_be_named(data, monkeypatch, tmp_path):
+  monkeypatch.setenv(tables.FOLDER, str(data))
+  assert spaces.load('transnas_micro').space.size == 4096
+  with pytest.raises(FileNotFoundError, match='which has .*nb201_cifar10'):
+    spaces.load('nb202')
+  monkeypatch.delenv(tables.FOLDER)
+  with pytest.raises(FileNotFoundError, match="no table 'nb202'.*set JAXNAS"):
+    spaces.load('nb202')
+
+
+def saved(folder, name='table.npz', **arrays):
+  np.savez(folder / name, **arrays)
+  return folder / name
+
+
+def test_tables_that_cannot_be_trusted_are_refused(tmp_path):
+  cells = nas_bench_201.genotypes().astype(np.uint8)
+  good = {'ops': cells, 'score': np.arange(15_625.0)}
+  twice, strange = cells.copy(), cells.copy()
+  twice[7] = twice[9]
+  cases = {
+    'has 15625 networks, the file has 10 rows': {
+      'ops': cells[:10],
+      'score': np.zeros(10),
+    },
+    'rows 7 and 9 are the same network': {**good, 'ops': twice},
+    "'score' has 3 values for 15625 rows": {**good, 'score': np.zeros(3)},
+    "'score' holds <U3, not numbers": {**good, 'score': np.full(15_625, 'abc')},
+    r"of no known kind, it has \{'accuracy': \(5,\)\}": {
+      'accuracy': np.zeros(5)
+    },
+  }
+  strange[3] = 9
+  cases['of no known kind'] = {**good, 'ops': strange}
+  for says, arrays in cases.items():
+    with pytest.raises(ValueError, match=says):
+      spaces.load(saved(tmp_path, **arrays))
+  (tmp_path / 'text.npz').write_text('not a table')
+  with pytest.raises(ValueError, match='not an .npz file of plain arrays'):
+    spaces.load(tmp_path / 'text.npz')
+  one = saved(tmp_path, **good)
+  other = saved(tmp_path, 'other.npz', **{**good, 'score': np.ones(15_625)})
+  with pytest.raises(ValueError, match="column 'score' differs"):
+    spaces.load(one, other)
+  assert spaces.load(one, one).columns['score'].shape == (15_625,)
+  macro = saved(
+    tmp_path,
+    'macro.npz',
+    ops=np.array(list(itertools.product(range(3), repeat=8))),
+    test_acc_seeds=np.zeros((6561, 3)),
+  )
+  with pytest.raises(ValueError, match='those of nas_bench_macro'):
+    spaces.load(one, macro)
+  extra = saved(
+    tmp_path,
+    'extra.npz',
+    proxy_names=np.array(['zen']),
+    svhn_index=np.array([3]),
+    svhn_val=np.array([90.0]),
+    svhn_proxies=np.array([[1.0]]),
+  )
+  with pytest.raises(ValueError, match='by the rows of another file'):
+    spaces.load(extra)
+  joined = spaces.load(one, extra).columns['svhn_val']
+  assert float(joined[3]) == 90 and int(jnp.isnan(joined).sum()) == 15_624
+
+
+def test_columns_are_told_apart():
+  table = Table(
+    nas_bench_201.space(),
+    {'one': jnp.zeros(15_625), 'three': jnp.zeros((15_625, 3))},
+  )
+  with pytest.raises(KeyError, match='it has one, three'):
+    tables.column(table, 'two')
+  with pytest.raises(ValueError, match='one number for each'):
+    tables.column(table, 'three')
+  with pytest.raises(ValueError, match='more than one table has one, three'):
+    tables.join(table, table)
+  with pytest.raises(ValueError, match='tables are of nas_bench_201 and'):
+    tables.join(table, Table(tabular.transnas_micro(), {}))
+  with pytest.raises(ValueError, match='for cells of nas_bench_201'):
+    nas_bench_201.priced(Table(tabular.transnas_micro(), {}))
+
+
+def official(accuracy: float, epochs: int = 2) -> dict:
+  """A run as the releases store it, with NumPy's numbers among them."""
+  value = np.float64(accuracy)
+  names = ('x-valid', 'x-test', 'ori-test')
+  last = {f'{name}@{e}': value - 1 + e for name in names for e in range(epochs)}
+  return {
+    'epochs': epochs,
+    'params': 0.559386,
+    'flop': 78.56193,
+    'train_times': {e: 3.0 for e in range(epochs)},
+    'eval_acc1es': last,
+    'eval_times': dict.fromkeys(last, 0.5),
+    'net_state_dict': None,
+  }
+
+
+def release(cells) -> dict:
+  """What all cells are in a release: two seeds, of which means are taken."""
+
+  def record(base: float) -> dict:
+    runs = {
+      (name, seed): official(base + gain + step)
+      for gain, name in enumerate(('cifar10-valid', 'cifar10', 'cifar100'))
+      for step, seed in enumerate((777, 888))
+    }
+    seeds = {name: [777, 888] for name, _ in runs}
+    return {'all_results': runs, 'dataset_seed': seeds, 'arch_str': '?'}
+
+  return {
+    number: {'12': record(50.0 + number), '200': record(70.0 + number)}
+    for number in range(len(cells))
+  }
+
+
+def written(path, value):
+  path.write_bytes(bz2.compress(pickle.dumps(value, protocol=4)))
+
+
+@pytest.fixture
+def cells():
+  return [RESNET, nas_bench_201.text([4, 2, 1, 2, 1, 1])]
+
+
+@pytest.mark.parametrize('kind', ['folder', 'one file', 'torch', 'old torch'])
+def test_official_releases_are_converted(tmp_path, cells, kind):
+  infos = release(cells)
+  whole = {
+    'meta_archs': cells,
+    'arch2infos': infos,
+    'evaluated_indexes': {0, 1},
+  }
+  path = tmp_path / 'NATS-tss-v1_0-3ffb9-simple'
+  if kind == 'folder':
+    path.mkdir()
+    written(path / 'meta.pickle.pbz2', {'meta_archs': cells})
+    for number, info in infos.items():
+      written(path / f'{number:06d}.pickle.pbz2', info)
+  elif kind == 'one file':
+    path = tmp_path / 'NATS-tss-v1_0-3ffb9.pickle.pbz2'
+    written(path, whole)
+  elif kind == 'torch':
+    import zipfile
+
+    path = tmp_path / 'new.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+      archive.writestr('archive/data.pkl', pickle.dumps(whole, protocol=2))
+  else:
+    path = tmp_path / 'NAS-Bench-201-v1_1-096897.pth'
+    parts = (0x1950A86A20F9469CFC6C, 1001, {'little_endian': True}, whole)
+    path.write_bytes(b''.join(pickle.dumps(part, 2) for part in parts))
+  table = convert.convert(str(path), 'cifar10')
+  assert table['ops'].tolist() == [[3, 0, 3, 1, 0, 1], [4, 2, 1, 2, 1, 1]]
+  # The last epoch's, the mean of two seeds that differ by one.
+  assert table['val_ep12'].tolist() == [50.5, 51.5]
+  assert table['val_ep200'].tolist() == [70.5, 71.5]
+  assert table['test_ep200'].tolist() == [71.5, 72.5]  # Trained on all.
+  assert table['train_time_ep12_s'].tolist() == [6.5, 6.5]
+  assert np.allclose(table['params_m'], 0.559386)
+  hundred = convert.convert(str(path), 'cifar100')
+  assert hundred['val_ep200'].tolist() == [72.5, 73.5]
+
+
+class Evil:
+  def __reduce__(self):
+    return os.system, ('true',)
+
+
+def test_a_release_that_would_run_a_program_is_refused(tmp_path, cells):
+  path = tmp_path / 'bad.pickle.pbz2'
+  written(path, {'meta_archs': cells, 'arch2infos': Evil()})
+  with pytest.raises(ValueError, match=r'it asks for (posix|nt).system'):
+    convert.convert(str(path))
+  for wrong, says in (
+    ({'meta_archs': cells}, 'no meta_archs and arch2infos'),
+    ({'meta_archs': cells, 'arch2infos': {0: {'12': {}}}}, 'not laid out'),
+    ({'meta_archs': cells, 'arch2infos': {}}, 'has no results of cifar10'),
+  ):
+    written(path, wrong)
+    with pytest.raises(ValueError, match=says):
+      convert.convert(str(path))
+  with pytest.raises(ValueError, match="cifar100, ImageNet16-120, got 'svhn'"):
+    convert.convert(str(path), 'svhn')
+  with pytest.raises(FileNotFoundError):
+    convert.convert(str(tmp_path / 'nowhere'))

@@ -1,0 +1,219 @@
+"""The job that searches tables: what it leaves, refuses and survives."""
+
+import io
+import json
+import os
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import rich.console
+
+from configs import evolution_nb201, nsga_nb201
+from jaxnas import jobs, workdir
+from jaxnas.spaces import nas_bench_201, tables
+
+TIMED = ('compilations', 'seconds', 'compiling')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiler():
+  """Compiles fast programs slowly, and slow ones fast: for short searches."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory, quick_compiler):
+  """A table of made-up figures in an order of its own."""
+  rng = np.random.default_rng(0)
+  cells = rng.permutation(nas_bench_201.genotypes()).astype(np.uint8)
+  size = np.asarray(nas_bench_201.params(cells)) / 1e6
+  path = tmp_path_factory.mktemp('tables') / 'made_up.npz'
+  np.savez(
+    path,
+    ops=cells,
+    val_ep12=60 + 10 * size + rng.normal(size=15_625),
+    test_ep200=70 + 10 * size,
+    train_time_ep12_s=np.full(15_625, 100.0),
+    several=np.zeros((15_625, 3)),
+  )
+  return path
+
+
+def config(path, module=evolution_nb201, **changes):
+  """A config of seconds, with the changes, `__` in place of dots."""
+  settings = module.get_config()
+  settings.table = str(path)
+  settings.generations = 2
+  settings.tabular.searches = 3
+  settings.tabular.queries = 12
+  settings.tabular.budget = 8.0
+  settings.tabular.unit = 'queries'
+  settings.tabular.population = 4
+  settings.tabular.arms = 'random-evolution'
+  settings.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in changes.items()}
+  )
+  return settings
+
+
+def ran(settings: ml_collections.ConfigDict, folder) -> tuple[dict, str]:
+  text = io.StringIO()
+  console = rich.console.Console(file=text, width=120)
+  return jobs.run(settings, folder, console=console), text.getvalue()
+
+
+def timeless(tree):
+  """Nested dicts and lists without what depends on clock and caches."""
+  if isinstance(tree, dict):
+    return {k: timeless(v) for k, v in tree.items() if k not in TIMED}
+  return [timeless(v) for v in tree] if isinstance(tree, list) else tree
+
+
+@pytest.fixture(scope='module')
+def whole(table, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('job') / 'run'
+  return folder, *ran(config(table), folder)
+
+
+def test_a_job_leaves_everything_it_promises(whole):
+  folder, summary, text = whole
+  assert json.loads((folder / 'summary.json').read_text()) == summary
+  for name in ('config.json', 'metrics.jsonl', 'curves.png', 'report.html'):
+    assert (folder / name).stat().st_size > 100
+  assert (folder / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  assert set(summary['arms']) == {'random', 'evolution'}
+  assert set(summary['baselines']) == {'most_parameters'}
+  for row in (*summary['arms'].values(), *summary['baselines'].values()):
+    assert row['queries'] == 8 and row['seconds_charged'] == 800
+    assert row['searches'] == row['spent_budget'] == 3
+    assert row['interval'][0] <= row['test'] <= row['interval'][1]
+    assert 0 <= row['optimum'] <= 1
+  found = summary['arms']['random']['found']
+  assert nas_bench_201.parse(found['text']).tolist() == found['genotype']
+  # The larger the better here, so nothing beats the ranking.
+  best = summary['baselines']['most_parameters']['test']
+  assert best > summary['arms']['evolution']['test']
+  for word in ('random', 'evolution', 'most parameters', 'test_ep200 at 8 que'):
+    assert word in text
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [(r['search'], r['generation']) for r in rows] == [
+    *(('random', 1), ('random', 2), ('evolution', 1), ('evolution', 2))
+  ]
+  assert rows[1]['queries'] == 12 and rows[1]['evaluations'] == 36
+  assert rows[0]['fitness'] <= rows[1]['fitness']
+
+
+def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
+  whole, table, tmp_path, monkeypatch
+):
+  folder, summary, _ = whole
+  real, calls = workdir.summary_row, iter(range(100))
+
+  class Stopped(Exception):
+    pass
+
+  def row(population):
+    if next(calls) in (1, 3):
+      raise Stopped
+    return real(population)
+
+  monkeypatch.setattr(workdir, 'summary_row', row)
+  stopped = 0
+  for _ in range(9):
+    try:
+      again, _ = ran(config(table), tmp_path / 'run')
+      break
+    except Stopped:
+      stopped += 1
+  assert stopped == 2
+  assert timeless(again) == timeless(summary)
+  with pytest.raises(ValueError, match='seed'):
+    ran(config(table, seed=1), tmp_path / 'run')
+
+
+def test_fronts_have_their_hypervolume_and_picture(table, tmp_path):
+  settings = config(table, nsga_nb201, tabular__arms='eeea-random')
+  settings.tabular.less = 'flops'
+  summary, _ = ran(settings, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'fronts.png').read_bytes()[:4] == b'\x89PNG'
+  for row in summary['arms'].values():
+    assert 0.5 < row['hypervolume'] <= 1
+  assert summary['baselines']['most_parameters']['hypervolume'] < 0.9
+
+
+def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
+  settings = config(
+    table,
+    tabular__arms='local-reinforce-evolution',
+    tabular__searches=1,
+    tabular__unique=True,
+    tabular__repeats='free',
+  )
+  summary, _ = ran(settings, tmp_path / 'run')
+  for row in summary['arms'].values():
+    assert row['std'] is None and row['interval'] is None
+    assert row['queries'] >= 7
+
+
+@pytest.mark.parametrize(
+  ('changes', 'error', 'says'),
+  [
+    ({'table': 'nowhere.npz'}, FileNotFoundError, "no table 'nowhere.npz'"),
+    ({'tabular__signal': 'valid'}, ValueError, 'signal: .* has no column'),
+    ({'tabular__report': 'several'}, ValueError, 'report: .*take a mean'),
+    ({'tabular__cost': 'hours'}, ValueError, 'tabular.cost: .*no column'),
+    ({'tabular__less': 'watts'}, ValueError, 'tabular.less: .*no column'),
+    ({'tabular__budget': 0.0}, ValueError, 'budget must be above 0 queries'),
+    ({'tabular__budget': 13.0}, ValueError, 'budget is 13 queries, .*ask 12'),
+    ({'tabular__unit': 'days'}, ValueError, 'unit must be one of seconds'),
+    (
+      {'tabular__unit': 'seconds', 'tabular__cost': ''},
+      ValueError,
+      "unit='seconds' needs --config.tabular.cost",
+    ),
+    ({'tabular__repeats': 'no'}, ValueError, 'repeats must be one of paid'),
+    (
+      {'tabular__arms': 'random-magic'},
+      ValueError,
+      "arms must be of .*'random",
+    ),
+    ({'tabular__arms': 'nsga'}, ValueError, 'nsga needs --config.tabular.less'),
+    ({'tabular__searches': 0}, ValueError, 'searches must be at least 1'),
+    ({'tabular__queries': 0}, ValueError, 'queries must be at least 1'),
+    ({'tabular__entrants': 0}, ValueError, 'entrants must be at least 1'),
+    ({'generations': 0}, ValueError, 'generations must be at least 1'),
+    ({'seed': -1}, ValueError, 'seed must be at least 0'),
+  ],
+)
+def test_what_is_wrong_is_said_before_anything_is_made(
+  table, tmp_path, changes, error, says
+):
+  with pytest.raises(error, match=says):
+    ran(config(table, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_configs_name_searches_that_there_are():
+  for module in (evolution_nb201, nsga_nb201):
+    settings = jobs.resolve(module.get_config())
+    jobs.check_tabular(settings)
+
+
+@pytest.mark.slow
+def test_the_quick_config_keeps_its_promise(tmp_path):
+  given = os.environ.get(tables.FOLDER)
+  shared = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
+  path = pathlib.Path(given or shared) / 'nb201_cifar10.npz'
+  if not path.is_file():
+    pytest.skip(f'no {path}')
+  settings = evolution_nb201.get_config()
+  settings.quick, settings.table = True, str(path)
+  arms = ran(settings, tmp_path / 'run')[0]['arms']
+  assert abs(arms['random']['test'] - 93.76) < 0.15
+  assert abs(arms['evolution']['test'] - 93.93) < 0.15
