@@ -24,6 +24,8 @@ from jaxnas.estimators import predictors
 from jaxnas.estimators.predictors import Params
 
 CONTEXTS = ('none', 'parent')
+# By which part of the largest degree a Laplacian is lifted from singularity.
+_SINGULAR = 1e-5
 
 
 class Difference(NamedTuple):
@@ -134,9 +136,12 @@ def ridge_difference(
   def fit(key: Key, params: Params, x: Any, y: Any, pairs: Any) -> Params:
     del key
     degrees = pairs.sum(axis=1)
-    laplacian = jnp.diag(degrees) - pairs
+    # A Laplacian is singular: what all rows have in common is no difference.
+    lift = _SINGULAR * jnp.maximum(degrees.max(), 1.0)
+    laplacian = jnp.diag(degrees + lift) - pairs
+    factor = jnp.linalg.cholesky(laplacian)
     clean = jnp.where(degrees > 0, y, 0.0)
-    return predictors.penalised(basis, x, laplacian, clean, penalty, params)
+    return predictors.penalised(basis, x, factor, clean, penalty, params)
 
   def predict(params: Params, a: Any, b: Any) -> jax.Array:
     return basis.apply(params, b)[None, :] - basis.apply(params, a)[:, None]

@@ -129,20 +129,20 @@ def products() -> Basis:
 def penalised(
   basis: Basis,
   x: jax.Array,
-  metric: jax.Array,
+  factor: jax.Array,
   y: jax.Array,
   penalty: float,
   prior: Any,
 ) -> Any:
   """The weights of least squares in a metric, near what was known before.
 
-  They minimise `(y - Phi b)' M (y - Phi b) + penalty |b - prior|^2`, by a
-  system of N unknowns.
+  They minimise `|B' (y - Phi b)|^2 + penalty |b - prior|^2`, by a positive
+  definite system of N unknowns, `penalty + B' Phi Phi' B`.
 
   Args:
     basis: of the columns Phi.
     x: (N, F).
-    metric: M, (N, N), symmetric and positive semidefinite.
+    factor: B, (N, N), of the metric B B'.
     y: (N,).
     penalty: above 0.
     prior: weights.
@@ -150,12 +150,14 @@ def penalised(
   Example:
     >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
     >>> y, nothing = jnp.array([2.0, 5.0]), jnp.zeros(2)
-    >>> penalised(plain(), x, jnp.eye(2), y, 1.0, nothing).tolist()
+    >>> found = penalised(plain(), x, jnp.eye(2), y, 1.0, nothing)
+    >>> [round(float(weight), 3) for weight in found]
     [1.0, 2.0]
   """
-  rest = y - basis.apply(prior, x)
-  system = metric @ basis.kernel(x, x) + penalty * jnp.eye(len(x))
-  learned = basis.gather(x, jnp.linalg.solve(system, metric @ rest))
+  rest = factor.T @ (y - basis.apply(prior, x))
+  system = factor.T @ basis.kernel(x, x) @ factor + penalty * jnp.eye(len(x))
+  root = jax.scipy.linalg.cho_factor(system, lower=True)
+  learned = basis.gather(x, factor @ jax.scipy.linalg.cho_solve(root, rest))
   return jax.tree.map(jnp.add, prior, learned)
 
 
@@ -208,8 +210,8 @@ def ridge(
 
     def one(key, weights):
       bag = _bag(key, use, share) if share < 1 else use
-      metric = jnp.diag(bag.astype(jnp.float32))
-      return penalised(basis, x, metric, clean, penalty, weights)
+      factor = jnp.diag(bag.astype(jnp.float32))
+      return penalised(basis, x, factor, clean, penalty, weights)
 
     return jax.vmap(one)(jax.random.split(key, members), params)
 
