@@ -60,9 +60,20 @@ def test_the_snippets_run_one_after_another():
   assert scope['logits'].shape == (len(scope['images']), 10)
 
 
-def test_the_snippet_of_the_page_on_mixing_runs():
-  text = (source_tree.ROOT / 'docs' / 'pbt_nas.md').read_text(encoding='utf-8')
+def page(name):
+  """What the one snippet of a page defines."""
+  text = (source_tree.ROOT / 'docs' / name).read_text(encoding='utf-8')
   (snippet,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
   scope = {'print': lambda *values: None}
-  exec(compile(snippet, 'pbt_nas.md', 'exec'), scope)
-  assert scope['last'].generation == 3
+  exec(compile(snippet, name, 'exec'), scope)
+  return scope
+
+
+def test_the_snippet_of_the_page_on_mixing_runs():
+  assert page('pbt_nas.md')['last'].generation == 3
+
+
+def test_the_snippet_of_the_page_on_tables_runs():
+  scope = page('tables.md')
+  assert scope['last'].spent.evaluations == 50
+  assert scope['best'].shape == (20,) and scope['best'].min() >= 3
