@@ -13,8 +13,8 @@ Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: 5 minutes of
 processor time, nearly all of it compiling. Expected: after 18 networks of two
 epochs each, 41,472 examples an arm, a test accuracy of about 0.73 with
 inherited weights, against 0.47 with fresh ones and 0.54 by random search (means
-of three seeds, 2026-11-28, RESULTS.md). The full form makes 64 networks of ten epochs an
-arm; it has not been run, and no accuracy is promised.
+of three seeds, 2026-11-28, RESULTS.md). The full form makes 64 networks of ten
+epochs an arm; it has not been run, and no accuracy is promised.
 """
 
 import ml_collections

@@ -18,7 +18,9 @@ A search asks of 400 networks, in populations of 40. The share of the
 hypervolume is that of all it asked.
 
 Hardware: 2 cores of a CPU. Time: under 2 minutes; the quick form (20 searches)
-under 1 minute. Expected of the full form (seed 0, 2026-11-28): FILL
+under 1 minute. Expected of the full form (seed 0, 2026-11-28): a share of the
+hypervolume of 0.9955 by NSGA-II, 0.9944 with EEEA-Net's start and 0.9925 by
+random search, and a test accuracy of about 94.06, 93.97 and 93.98.
 """
 
 import ml_collections

@@ -17,7 +17,7 @@ from jaxnas.stages import trials
 KEY = jax.random.key(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope='module', autouse=True)
 def quick_compiler():
   """Compiles fast what runs for a moment."""
   jax.config.update('jax_disable_most_optimizations', True)

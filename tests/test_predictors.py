@@ -130,6 +130,19 @@ def test_a_basis_is_its_columns_whatever_the_features():
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.parametrize('features', [12, 30, 33])
+def test_constant_weights_read_no_memory_that_nobody_wrote(features):
+  """Under `vmap`, where a fusion of XLA's CPU backend does (JAX 0.10.2)."""
+  basis = estimators.products()
+  x = np.ones((3, 100, features), np.float32)
+  apply = jax.jit(jax.vmap(lambda x: basis.apply(basis.zeros(features), x)))
+  for _ in range(3):
+    left = [jnp.full(size, 1e30) for size in (100, 3000, 10_000, 40_000)]
+    jax.block_until_ready(left)
+    del left
+    np.testing.assert_array_equal(apply(x), 0)
+
+
 def test_bags_hold_their_share_and_differ():
   use = jnp.arange(20) < 10
   bags = jax.vmap(lambda key: predictors._bag(key, use, 0.75))(

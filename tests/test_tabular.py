@@ -272,6 +272,16 @@ def test_other_spaces_have_their_maxima(data):
   assert int(table.columns['params'][best]) == 1_985_514
 
 
+@pytest.mark.slow
+def test_nas_bench_101_is_a_table_too(data):
+  names = ('', '_fidelity20k', '_proxies')
+  table = spaces.load(*(data / f'nb101{name}.npz' for name in names))
+  assert table.space.size == 423_624
+  assert int(jnp.argmax(table.columns['test_acc_ep108'])) == 4789
+  assert int(jnp.isfinite(table.columns['val_acc_ep12']).sum()) == 20_001
+  assert int(jnp.isfinite(table.columns['zen']).sum()) == 10_250
+
+
 def test_a_folder_may_be_named(data, monkeypatch, tmp_path):
   monkeypatch.setenv(tables.FOLDER, str(data))
   assert spaces.load('transnas_micro').space.size == 4096
@@ -293,6 +303,11 @@ def test_tables_that_cannot_be_trusted_are_refused(tmp_path):
   twice, strange = cells.copy(), cells.copy()
   twice[7] = twice[9]
   cases = {
+    'NAS-Bench-101 has 423624 networks, the file has 2': {
+      'num_vertices': np.array([3, 3]),
+      'edge_bits': np.array([1, 3]),
+      'ops': np.zeros((2, 5), int),
+    },
     'has 15625 networks, the file has 10 rows': {
       'ops': cells[:10],
       'score': np.zeros(10),

@@ -150,9 +150,8 @@ def test_fronts_have_their_hypervolume_and_picture(table, tmp_path):
 def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
   settings = config(
     table,
-    tabular__arms='local-reinforce-evolution',
+    tabular__arms='local-reinforce',
     tabular__searches=1,
-    tabular__unique=True,
     tabular__repeats='free',
   )
   summary, _ = ran(settings, tmp_path / 'run')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import algorithms, base, combine, selection, spaces
+from jaxnas import algorithms, base, combine, selection, spaces, stages
 from jaxnas.algorithms.array_nsga import front, hypervolume, two_point
 from jaxnas.algorithms.local_search import slots as local_slots
 from jaxnas.algorithms.reinforce import entropy
@@ -228,6 +228,32 @@ def test_searches_side_by_side_are_those_alone(toy, name):
   assert int(alone.spent.evaluations) == int((alone.index >= 0).sum()) >= 6
 
 
+def test_quick_keys_draw_the_same():
+  keys = jax.random.split(jax.random.key(7), 3)
+  draws = (
+    lambda key: jax.random.key_data(jax.random.split(key, (2, 3))),
+    lambda key: jax.random.key_data(jax.random.fold_in(key, 2**31 + 5)),
+    lambda key: jax.random.bits(key, (3, 5)),
+    lambda key: jax.random.bits(key, (4,), jnp.uint8),
+    lambda key: jax.random.normal(key, (7,)),
+    lambda key: jax.random.permutation(key, 9),
+    lambda key: jax.random.categorical(key, jnp.zeros(5)),
+  )
+
+  @jax.jit
+  @jax.vmap
+  def drawn(key):
+    return [draw(key) for draw in draws]
+
+  jax.tree.map(
+    np.testing.assert_array_equal, drawn(keys), drawn(stages.quick(keys))
+  )
+  other = jax.random.key(0, impl='rbg')
+  assert stages.quick(other).dtype == other.dtype
+  seeded = jax.random.key(5, impl=jax.random.key_impl(stages.quick(keys)))
+  assert jax.random.bits(seeded) == jax.random.bits(jax.random.key(5))
+
+
 def test_a_search_is_the_same_by_every_loop_and_in_pieces(toy):
   stage, _ = searches(toy)['evolution']
   start = trials.start(toy.space, 12)
@@ -361,13 +387,29 @@ def test_the_front_is_that_of_the_rule():
   assert len(front(held, ('flops', 'size'))) >= len(found)
 
 
-def test_a_start_is_drawn_until_it_is_accepted(toy):
-  query = trials.query(toy, 'score', also={'size': 'size'})
-  small = lambda genotype: genotype[:3].sum() < 3  # noqa: E731
+def test_genotypes_are_drawn_until_accepted(toy):
+  held = trials.start(toy.space, 4)
+  small = trials.accepted(toy.space, lambda g: g[:3].sum() < 3, 50)
+  made = np.asarray(jax.jit(small)(jax.random.key(0), held))
+  assert (made[:, :3].sum(axis=1) < 3).all()
+  assert len(np.unique(made, axis=0)) > 40
+  # One that never is accepted comes to an end.
+  never = trials.accepted(toy.space, lambda g: False, tries=5)
+  assert never(jax.random.key(0), held).shape == (1, 6)
 
-  def sizes(**options):
+
+@pytest.mark.slow
+def test_children_may_be_larger_than_a_start_unless_dropped(toy):
+  query = trials.query(toy, 'score', also={'size': 'size'})
+
+  def sizes(drop):
     stage = algorithms.eeea(
-      toy.space, query, small, size=10, less=('size',), **options
+      toy.space,
+      query,
+      lambda g: g[:3].sum() < 3,
+      size=10,
+      less=('size',),
+      drop=drop,
     )
     start = trials.start(toy.space, 40, metrics=('size',))
     last, _ = jax.jit(lambda key: rounds(key, stage, start, 4))(
@@ -375,13 +417,9 @@ def test_a_start_is_drawn_until_it_is_accepted(toy):
     )
     return np.asarray(last.metrics['size'])
 
-  found = sizes()
-  assert (found[:10] < 3).all()
-  assert np.nanmax(found[10:]) >= 3  # Children may be larger,
-  assert np.nanmax(sizes(drop=True)) < 3  # unless they are dropped.
-  # One that never is accepted ends the search for it.
-  never = trials.accepted(toy.space, lambda genotype: False, tries=5)
-  assert never(jax.random.key(0), None).shape == (1, 6)
+  found = sizes(False)
+  assert (found[:10] < 3).all() and np.nanmax(found[10:]) >= 3
+  assert np.nanmax(sizes(True)) < 3
 
 
 def at_budget(stage, table, slots, generations, searches=300, budget=12_000.0):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import ArraySpace, Table
-from jaxnas.spaces import nas_bench_201, tabular
+from jaxnas.spaces import nas_bench_101, nas_bench_201, tabular
 
 # The folder of tables that are loaded by name.
 FOLDER = 'JAXNAS_DATA_DIR'
@@ -40,20 +40,23 @@ class Schema(NamedTuple):
 
   Attributes:
     name: for messages.
+    of: the name of the space.
     needs: arrays that tell it from other kinds, for messages too.
     fits: `fits(arrays) -> bool`, whether a file that has them is of this kind.
-    space: `space() -> ArraySpace`.
-    genotypes: `genotypes(arrays) -> (n, L)` of the file's rows; None for a file
-      that numbers its measurements by the rows of another.
     columns: `columns(arrays) -> {name: Column}`.
+    space: `space(arrays) -> ArraySpace`; None for a file that numbers its
+      measurements by the rows of another.
+    genotypes: `genotypes(arrays) -> (n, L)` of the file's rows; None where the
+      space is numbered by them.
   """
 
   name: str
+  of: str
   needs: tuple[str, ...]
   fits: Callable[[Arrays], bool]
-  space: Callable[[], ArraySpace]
-  genotypes: Callable[[Arrays], np.ndarray] | None
   columns: Callable[[Arrays], Mapping[str, Column]]
+  space: Callable[[Arrays], ArraySpace] | None = None
+  genotypes: Callable[[Arrays], np.ndarray] | None = None
 
 
 def _ops(arrays: Arrays) -> np.ndarray:
@@ -124,54 +127,111 @@ def _macro(arrays: Arrays) -> dict[str, Column]:
   return {'test_acc': Column(mean), **_rest(arrays)}
 
 
+def _graphs(arrays: Arrays) -> ArraySpace:
+  names = ('num_vertices', 'edge_bits', 'ops')
+  count = len(arrays['edge_bits'])
+  if count != nas_bench_101.NETWORKS:
+    raise ValueError(
+      f'NAS-Bench-101 has {nas_bench_101.NETWORKS} networks, the file has '
+      f'{count} rows.'
+    )
+  cells = nas_bench_101.genotypes(*(arrays[name] for name in names))
+  return nas_bench_101.space(nas_bench_101.codes(cells))
+
+
+def _first_rows(arrays: Arrays) -> dict[str, Column]:
+  """Columns of as many of the first rows as there are values."""
+  return {
+    name: Column(values, np.arange(len(values)))
+    for name, values in arrays.items()
+  }
+
+
+def _graph_proxies(arrays: Arrays) -> dict[str, Column]:
+  """`sub_val_acc` and `sub_<proxy>` of some cells, and `zen` of others."""
+  rows = arrays['index']
+  found = {
+    f'sub_{proxy}': Column(arrays['proxies'][:, place], rows)
+    for place, proxy in enumerate(arrays['proxy_names'].tolist())
+  }
+  found['sub_val_acc'] = Column(arrays['val_acc'], rows)
+  return found | {'zen': Column(arrays['zen'], arrays['zen_index'])}
+
+
 SCHEMAS: tuple[Schema, ...] = (
   Schema(
     'TransNAS-Bench-101 micro',
+    'transnas_micro',
     ('ops', 'tasks', 'values'),
     lambda arrays: _cells(arrays, most=3),
-    tabular.transnas_micro,
-    _ops,
     _transnas,
+    lambda arrays: tabular.transnas_micro(),
+    _ops,
   ),
   Schema(
     'TransNAS-Bench-101 macro',
+    'transnas_macro',
     ('ops', 'tasks', 'values'),
     _cells,
-    tabular.transnas_macro,
-    _ops,
     _transnas,
+    lambda arrays: tabular.transnas_macro(),
+    _ops,
   ),
   Schema(
     'NAS-Bench-201 on hardware',
+    'nas_bench_201',
     ('ops', 'metrics'),
     _cells,
-    nas_bench_201.space,
-    _ops,
     _hardware,
+    lambda arrays: nas_bench_201.space(),
+    _ops,
   ),
   Schema(
     'NAS-Bench-201',
+    'nas_bench_201',
     ('ops',),
     _cells,
-    nas_bench_201.space,
-    _ops,
     _rest,
+    lambda arrays: nas_bench_201.space(),
+    _ops,
   ),
   Schema(
     'NAS-Bench-201 on more tasks',
+    'nas_bench_201',
     ('proxy_names', 'svhn_index', 'svhn_val'),
     lambda arrays: True,
-    nas_bench_201.space,
-    None,
     _extra,
   ),
   Schema(
     'NAS-Bench-Macro',
+    'nas_bench_macro',
     ('ops', 'test_acc_seeds'),
     lambda arrays: _cells(arrays, edges=8, most=2),
-    tabular.nas_bench_macro,
-    _ops,
     _macro,
+    lambda arrays: tabular.nas_bench_macro(),
+    _ops,
+  ),
+  Schema(
+    'NAS-Bench-101',
+    'nb101',
+    ('num_vertices', 'edge_bits', 'ops'),
+    lambda arrays: True,
+    lambda arrays: _rest(arrays, ('num_vertices', 'edge_bits', 'ops')),
+    _graphs,
+  ),
+  Schema(
+    'NAS-Bench-101 after fewer epochs',
+    'nb101',
+    ('val_acc_ep4', 'val_acc_ep12'),
+    lambda arrays: True,
+    _first_rows,
+  ),
+  Schema(
+    'NAS-Bench-101 by proxies',
+    'nb101',
+    ('index', 'val_acc', 'zen_index'),
+    lambda arrays: True,
+    _graph_proxies,
   ),
 )
 
@@ -309,23 +369,27 @@ def load(
     path = find(each)
     arrays = _read(path)
     schema = _schema(path, arrays, schemas)
-    own = schema.space()
-    if space is not None and own.name != space.name:
+    if space is not None and schema.of != space.name:
       raise ValueError(
-        f'{path}: its networks are those of {own.name}, and those of the files '
-        f'before it of {space.name}; load it by itself.'
+        f'{path}: its networks are those of {schema.of}, and those of the '
+        f'files before it of {space.name}; load it by itself.'
       )
-    space = own
-    if schema.genotypes is not None:
-      rows = _order(path, space, schema.genotypes(arrays))
-      order = rows if order is None else order
-    elif order is None:
-      raise ValueError(
-        f'{path}: {schema.name} numbers networks by the rows of another file; '
-        f'give one with the genotypes of {space.name} before it.'
-      )
-    else:
+    if schema.space is None:
+      if order is None:
+        raise ValueError(
+          f'{path}: {schema.name} numbers networks by the rows of another '
+          f'file; give one with the genotypes of {schema.of} before it.'
+        )
       rows = order
+    else:
+      try:
+        space = schema.space(arrays) if space is None else space
+      except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+      rows = np.arange(space.size)
+      if schema.genotypes is not None:
+        rows = _order(path, space, schema.genotypes(arrays))
+      order = rows if order is None else order
     for key, column in schema.columns(arrays).items():
       placed = _placed(path, key, column, rows)
       if key in columns and not _same(columns[key], placed):

@@ -70,6 +70,7 @@ from jaxnas.stages.propose import expand as expand
 from jaxnas.stages.propose import inserts as inserts
 from jaxnas.stages.propose import prunes as prunes
 from jaxnas.stages.propose import splits as splits
+from jaxnas.stages.quick_keys import quick as quick
 from jaxnas.stages.ranked import ranked as ranked
 from jaxnas.stages.surrogate import Features as Features
 from jaxnas.stages.surrogate import Judge as Judge

@@ -20,6 +20,7 @@ from jaxnas import combine
 from jaxnas.base import ArraySpace, Cost, Key, Stage, State, Table, Trials
 from jaxnas.spaces import tables
 from jaxnas.spaces.tabular import below
+from jaxnas.stages.quick_keys import quick
 
 Proposal = Callable[[Key, Trials], jax.Array]
 
@@ -574,7 +575,7 @@ def side_by_side(stage: Stage, *, rounds: int = 1) -> Stage:
 
   @jax.jit
   def program(key: Key, held: Trials, state: State):
-    keys = jax.random.split(key, held.index.shape[0])
+    keys = quick(jax.random.split(key, held.index.shape[0]))
     spent = held._replace(spent=jax.tree.map(jnp.asarray, Cost()))
     out = axes._replace(spent=0)
     inner = jax.vmap(search, (0, axes, 0), (out, 0))

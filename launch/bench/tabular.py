@@ -42,7 +42,7 @@ from absl import app, flags
 from jaxnas import algorithms, spaces
 from jaxnas.base import Table
 from jaxnas.run import rounds
-from jaxnas.stages import trials
+from jaxnas.stages import quick, trials
 
 _TABLE = flags.DEFINE_string('table', 'nb201_cifar10', 'The table.')
 _SEEDS = flags.DEFINE_integer('seeds', 1000, 'Seeds of the compiled call.')
@@ -125,7 +125,7 @@ def compiled_evolution(table: Table) -> Callable[[jax.Array], jax.Array]:
   start = trials.start(table.space, QUERIES)
 
   def search(key: jax.Array) -> jax.Array:
-    last, _ = rounds(key, stage, start, QUERIES)
+    last, _ = rounds(quick(key), stage, start, QUERIES)
     return jnp.max(last.metrics['fitness'])
 
   return jax.jit(jax.vmap(search))
