@@ -10,7 +10,6 @@ import pytest
 
 from jaxnas import algorithms, estimators, spaces, stages
 from jaxnas.base import Table
-from jaxnas.estimators import predictors
 from jaxnas.run import rounds
 from jaxnas.spaces import nas_bench_201, tables, tabular
 from jaxnas.stages import trials
@@ -18,6 +17,14 @@ from jaxnas.stages import trials
 KEY = jax.random.key(0)
 SKIP = (1,) * 6
 SIGNAL, REPORT = 'val_ep12', 'test_ep200_robot'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiler():
+  """Compiles fast what runs for a moment."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')
@@ -76,6 +83,7 @@ def test_levels_are_asked_one_after_another_each_network_once():
   assert (genotypes.sum(axis=2).max(axis=1) == 24).all() and (best >= 0).all()
 
 
+@pytest.mark.slow
 def test_a_beam_that_is_drawn_is_no_search():
   space = tabular.independent('adds', (5,) * 6)
   rng = np.random.default_rng(0)
@@ -108,6 +116,7 @@ def test_acceptance_from_all_skip(table, progressive):
   assert reported(table, drawn).mean() <= 93.2
 
 
+@pytest.mark.slow
 def test_the_ladder_from_no_edges_fails(table):
   """Its extensions are dangling, and its first level says nothing."""
   found = searched(table, (0,) * 6)
@@ -128,7 +137,6 @@ def test_the_next_level_is_ranked_before_it_is_seen(table, progressive):
   model = estimators.ridge(members=5, share=0.8)
   code = jax.jit(jax.vmap(table.space.encode))
   x = code(jnp.asarray(every))
-  width = predictors.products(x[0]).shape[0]
 
   @jax.jit
   def fitted(key, cells, y, use):
@@ -156,6 +164,5 @@ def test_the_next_level_is_ranked_before_it_is_seen(table, progressive):
         said = np.asarray(model.predict(params, x[there]).mean)
         found.append(np.corrcoef(ranks(said), ranks(values[there]))[0, 1])
       agreed[rung, shuffled] = np.mean(found)
-  assert width == 30 * 31 // 2
   assert min(agreed[rung, False] for rung in range(2, 6)) > 0.3, agreed
   assert max(abs(agreed[rung, True]) for rung in range(2, 6)) < 0.25, agreed

@@ -283,11 +283,11 @@ def size(spec):
 
 def test_moves_of_networks_are_scored_from_networks_that_were_measured():
   space = spaces.chain((8, 8, 1), 10, stages=1, depth=(1, 3), windows=(1, 3))
-  keys = jax.random.split(KEY, 31)
+  keys = jax.random.split(KEY, 25)
   known = [space.sample(key) for key in keys[1:]]
   measured = [(spec, size(spec)) for spec in known]
   net = network.init(space.sample(keys[0]), KEY)
-  moves = list(space.moves(net.spec))
+  moves = list(space.moves(net.spec))[:16]
   truth = [size(morphisms.respec(m, net.spec)) - size(net.spec) for m in moves]
 
   def agreement(measured):

@@ -18,6 +18,14 @@ KEY = jax.random.key(0)
 SIX = ('grad_norm', 'snip', 'grasp', 'fisher', 'synflow', 'jacov')
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiler():
+  """Compiles fast what runs for a moment."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(scope='module')
 def toy():
   """A table whose best network a weighted sum of two metrics ranks first."""

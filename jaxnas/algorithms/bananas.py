@@ -46,13 +46,16 @@ def bananas(
   Example:
     >>> import jax
     >>> from jaxnas import base, spaces
-    >>> from jaxnas.run import run
+    >>> from jaxnas.run import rounds
     >>> space = spaces.tabular.independent('sum', (3,) * 4)
     >>> table = base.Table(space, {'score': jax.numpy.arange(81.0)})
     >>> query = trials.query(table, 'score')
-    >>> stage = bananas(space, query, first=5, keep=5, mutants=20)
+    >>> small = estimators.mlp(widths=(8,), members=2, steps=20)
+    >>> judge = stages.by_value(small, stages.thompson())
+    >>> stage = bananas(
+    ...     space, query, judge=judge, first=5, keep=5, mutants=20)
     >>> start = trials.start(space, 20)
-    >>> last, _ = run(jax.random.key(0), stage, start, 4)
+    >>> last, _ = rounds(jax.random.key(0), stage, start, 4)
     >>> float(jax.numpy.nanmax(last.metrics['fitness']))
     80.0
   """

@@ -49,13 +49,13 @@ def pnas(
   Example:
     >>> import jax
     >>> from jaxnas import base, spaces
-    >>> from jaxnas.run import run
+    >>> from jaxnas.run import rounds
     >>> space = spaces.tabular.independent('sum', (3,) * 4)
     >>> table = base.Table(space, {'score': jax.numpy.arange(81.0)})
     >>> query = trials.query(table, 'score')
     >>> stage = pnas(space, query, (0,) * 4, beam=3)
     >>> start = trials.start(space, 8 + 3 * 3)
-    >>> last, _ = run(jax.random.key(0), stage, start, 4)
+    >>> last, _ = rounds(jax.random.key(0), stage, start, 4)
     >>> (last.genotypes != 0).sum(axis=1).tolist()
     [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
   """

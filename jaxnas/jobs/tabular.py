@@ -238,11 +238,6 @@ def _pnas(judge: Callable[[], stages.Judge] | None) -> Callable[..., Arm]:
 def _robot(settings: Settings, table: Table) -> Arm:
   """RoBoT on all networks of which every metric is known."""
   names = _columns(settings)
-  if not names:
-    raise ValueError(
-      "--config.predicted.columns: robot needs metrics, joined by ','; the "
-      f'table of {table.space.name} has {", ".join(sorted(table.columns))}.'
-    )
   known = np.isfinite(np.stack([_column(table, name) for name in names]))
   pool = _genotypes(table)[known.all(axis=0)]
   total = settings['tabular']['queries']
@@ -290,6 +285,15 @@ SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
 }
 # Those that need a second objective.
 FRONTS = ('nsga', 'eeea')
+# Those that begin with random questions.
+PREDICTING = (
+  'delta',
+  'plain_delta',
+  'value',
+  'plain_value',
+  'neighbour',
+  'bananas',
+)
 
 
 def refuse(settings: Settings) -> None:
@@ -318,12 +322,38 @@ def refuse(settings: Settings) -> None:
       f'--config.tabular.budget is {held["budget"]:g} queries, and '
       f'--config.tabular.queries lets a search ask {held["queries"]}.'
     )
+  _refuse_predicted(settings, arms)
   for arm in arms:
     if arm in FRONTS and not less(settings):
       raise ValueError(
         f'--config.tabular.arms: {arm} needs --config.tabular.less, the '
         "columns of which less is better, joined by '-', such as flops."
       )
+
+
+def _refuse_predicted(settings: Settings, arms: tuple[str, ...]) -> None:
+  held = _predicted(settings)
+  counts = {f'predicted.{name}': (1, None) for name in ('first', 'keep')}
+  check({'predicted': held}, counts)
+  if not all(value.isdigit() for value in held['base'].split('-')):
+    raise ValueError(
+      "--config.predicted.base must be whole numbers joined by '-', such as "
+      f'1-1-1-1-1-1, got {held["base"]!r}.'
+    )
+  if set(arms) & set(PREDICTING):
+    queries = settings['tabular']['queries']
+    if held['first'] > queries:
+      raise ValueError(
+        f'--config.predicted.first is {held["first"]} random questions, and '
+        f'--config.tabular.queries lets a search ask {queries}.'
+      )
+  if 'robot' in arms and not _columns(settings):
+    raise ValueError(
+      "--config.predicted.columns: robot needs metrics, joined by ',', such as "
+      'logsynflow,naswot.'
+    )
+  if 'robot' in arms and settings['tabular']['queries'] < 2:
+    raise ValueError('--config.tabular.queries must be at least 2 for robot.')
 
 
 def read(settings: Settings) -> Table:
@@ -347,6 +377,13 @@ def read(settings: Settings) -> Table:
       spaces.tables.column(table, column)
     except (KeyError, ValueError) as error:
       raise ValueError(f'--config.tabular.{flag}: {error.args[0]}.') from None
+  for column in _columns(settings):
+    try:
+      spaces.tables.column(table, column)
+    except (KeyError, ValueError) as error:
+      raise ValueError(
+        f'--config.predicted.columns: {error.args[0]}.'
+      ) from None
   if 'eeea' in held['arms'].split('-') and 'params' not in table.columns:
     raise ValueError(
       '--config.tabular.arms: eeea needs the column params, which the table of '

@@ -106,8 +106,8 @@ def extensions(
 
     def up(parent):
       near, legal = space.neighbours(parent)
-      more = (near != ground).sum(axis=1) > (parent != ground).sum()
-      return jnp.where((legal & more)[:, None], near, ground)
+      more = (near != ground[None]).sum(axis=1) > (parent != ground).sum()
+      return jnp.where((legal & more)[:, None], near, ground[None])
 
     return jax.vmap(up)(from_).reshape(-1, len(base))
 
