@@ -21,7 +21,9 @@ search asks of 100 networks by their validation accuracy after 200 epochs.
 
 Hardware: 2 cores of a CPU. Time: under 5 minutes, and the quick form (50
 searches, of 50 networks) under 3 minutes; most of it compiling. Expected of the
-full form (seed 0, 2026-11-28): FILL
+full form (seed 0, 2026-11-28): a test accuracy of about 94.26 by differences,
+94.23 by values, 94.16 by any neighbour, 94.10 by evolution; the optimum in 81,
+79, 18 and 12 % of the searches.
 """
 
 import ml_collections

