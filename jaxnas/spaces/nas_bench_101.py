@@ -17,13 +17,12 @@ so `index` runs under `jit` and `vmap` like everything else here.
 import functools
 import hashlib
 import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import ArraySpace, Key, Table
+from jaxnas.base import ArraySpace, Key
 
 # What a vertex does, in the order of the official hash.
 OPS = ('conv3x3', 'conv1x1', 'maxpool3x3')
@@ -649,30 +648,3 @@ def genotypes(num_vertices, edge_bits, ops) -> np.ndarray:
   used = np.arange(1, _INNER + 1)[None] < last[:, None]
   rows[:, len(_PAIRS) :] = np.where(used, ops, 0)
   return rows
-
-
-def load(folder: str | pathlib.Path) -> Table:
-  """The table of NAS-Bench-101, `nb101.npz`.
-
-  Args:
-    folder: that holds it.
-
-  Returns:
-    The table, with columns `test_acc_ep108`, in percent, and `params`.
-
-  Raises:
-    FileNotFoundError: if it is not there.
-  """
-  path = pathlib.Path(folder) / 'nb101.npz'
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'load: there is no {path}; give the folder that holds nb101.npz.'
-    )
-  with np.load(path) as stored:
-    rows = genotypes(
-      *(stored[name] for name in ('num_vertices', 'edge_bits', 'ops'))
-    )
-    columns = {
-      name: jnp.asarray(stored[name]) for name in ('test_acc_ep108', 'params')
-    }
-  return Table(space(codes(rows)), columns)
