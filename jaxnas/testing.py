@@ -987,6 +987,102 @@ def check_space(
       spec = following[rng.integers(len(following))]
 
 
+def check_array_space(
+  space: base.ArraySpace, key: jax.Array, *, samples: int = 50
+) -> None:
+  """Holds a space of arrays to its laws.
+
+  `sample` is a function of the key, and not a constant; samples, edits and
+  children are (L,) int32 within the options, and networks of the space if it
+  numbers them; `neighbours` are different genotypes, all unlike the one they
+  are of, and legal where, and only where, they have an index; an edit is one of
+  the legal ones; `encode` gives finite numbers. All of it under `jit` and
+  `vmap`.
+
+  Args:
+    space: the space.
+    key: what is sampled.
+    samples: how many genotypes.
+
+  Raises:
+    AssertionError: naming the law and a genotype that breaks it.
+
+  Example:
+    >>> from jaxnas import spaces
+    >>> check_array_space(spaces.tabular.transnas_micro(), jax.random.key(0))
+  """
+
+  @jax.jit
+  @jax.vmap
+  def drawn(key):
+    keys = jax.random.split(key, 4)
+    one, two = space.sample(keys[0]), space.sample(keys[1])
+    made = {
+      'sample': one,
+      'mutate': space.mutate(keys[2], one),
+      'crossover': space.crossover(keys[3], one, two),
+    }
+    near, legal = space.neighbours(one)
+    index = {name: space.index(genotype) for name, genotype in made.items()}
+    return (
+      made,
+      index,
+      near,
+      legal,
+      jax.vmap(space.index)(near),
+      one,
+      (space.encode(one)),
+    )
+
+  keys = jax.random.split(key, samples)
+  found = jax.tree.map(np.asarray, drawn(keys))
+  made, index, near, legal, near_index, one, code = found
+  again = np.asarray(
+    jax.vmap(lambda k: space.sample(jax.random.split(k, 4)[0]))(keys)
+  )
+  if not np.array_equal(again, one):
+    _fail('array space', 'sample', 'one key gave two genotypes.')
+  if samples > 1 and (one == one[0]).all():
+    _fail('array space', 'sample', 'all keys give one genotype.')
+  length, options = len(space.options), np.array(space.options)
+  for name in ('sample', 'mutate', 'crossover'):
+    genotypes = made[name]
+    if genotypes.shape != (samples, length) or genotypes.dtype != np.int32:
+      _fail(
+        'array space',
+        name,
+        f'gave {genotypes.dtype}{genotypes.shape[1:]}, not int32({length},).',
+      )
+    outside = ((genotypes < 0) | (genotypes >= options)).any(axis=1)
+    if space.size:
+      outside |= (index[name] < 0) | (index[name] >= space.size)
+    if outside.any():
+      bad = genotypes[outside][0].tolist()
+      _fail('array space', name, f'gave {bad}, which is not of the space.')
+  for row, own, allowed, of_near, edited in zip(
+    one, near, legal, near_index, made['mutate'], strict=True
+  ):
+    several = {tuple(other) for other in own.tolist()}
+    if len(several) < len(own) or tuple(row.tolist()) in several:
+      _fail(
+        'array space', 'neighbours', f'of {row.tolist()} are not all different.'
+      )
+    if space.size and not np.array_equal(allowed, of_near >= 0):
+      _fail(
+        'array space',
+        'neighbours',
+        f'of {row.tolist()}: legal is not what has an index.',
+      )
+    if tuple(edited.tolist()) not in {tuple(g) for g in own[allowed].tolist()}:
+      _fail(
+        'array space',
+        'mutate',
+        f'made {edited.tolist()} of {row.tolist()}, which is no neighbour.',
+      )
+  if code.ndim != 2 or not np.isfinite(code).all():
+    _fail('array space', 'encode', 'gave no vector of finite numbers.')
+
+
 def _ends(spec: specs.Spec) -> tuple[specs.Shape, specs.Shape]:
   return spec.shapes[spec.input], spec.shapes[spec.output]
 

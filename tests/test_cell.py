@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnas import testing
 from jaxnas.spaces import cell
 
 # Compiled quickly: there is little to run.
@@ -100,6 +101,7 @@ def test_laws_of_the_spaces(name):
   np.testing.assert_array_equal(legal(grammar, np.asarray(around)), good)
   assert bool(good.all()) == (not grammar.distinct)
   assert int(space.index(some[0])) == -1 and space.size == 0
+  testing.check_array_space(space, jax.random.key(1), samples=20)
 
 
 def test_samples_of_darts_are_uniform_over_pairs_of_states():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnas import testing
 from jaxnas.spaces import nas_bench_101 as bench
 from jaxnas.spaces import tables
 
@@ -266,6 +267,10 @@ def test_encoding_sees_what_counts(drawn):
   )
   assert encode(some).shape == (64, 36)
   assert len(np.unique(np.asarray(encode(some)), axis=0)) > 50
+
+
+def test_the_space_keeps_the_laws(table):
+  testing.check_array_space(table.space, jax.random.key(0), samples=20)
 
 
 def test_bad_input_is_refused():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxnas import spaces
+from jaxnas import spaces, testing
 from jaxnas.base import Table
 from jaxnas.spaces import convert, nas_bench_201, tables, tabular
 
@@ -48,7 +48,11 @@ def space(request):
 
 
 def test_a_space_keeps_its_laws(space):
-  """Samples, edits and children are legal; an edit changes one position."""
+  testing.check_array_space(space, jax.random.key(0))
+
+
+def test_an_edit_changes_one_position(space):
+  """And a child has what its parents have; both of them."""
 
   @jax.jit
   @jax.vmap

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import base, morphisms, network, testing
+from jaxnas import base, morphisms, network, spaces, testing
 from jaxnas.spaces import seeds
 
 KEY = jax.random.key(0)
@@ -285,3 +285,30 @@ def test_randomized_padded_networks_keep_inactive_channels_zero():
   assert net.variables['arch']['active'] == {'dense1': 3}
   assert (net.variables['params']['dense1']['kernel'][:, 3:] == 0).all()
   assert (net.variables['params']['logits']['kernel'][3:] == 0).all()
+
+
+BROKEN_SPACES = {
+  'sample: all keys': lambda s: s._replace(
+    sample=lambda key: jnp.ones(6, 'i4')
+  ),
+  'sample: gave float32': lambda s: s._replace(
+    sample=lambda key: s.sample(key).astype(jnp.float32)
+  ),
+  'mutate: gave': lambda s: s._replace(mutate=lambda key, g: g.at[0].set(7)),
+  'mutate: made': lambda s: s._replace(mutate=lambda key, g: g),
+  'crossover: gave': lambda s: s._replace(crossover=lambda key, a, b: a - 9),
+  'neighbours: of .* not all different': lambda s: s._replace(
+    neighbours=lambda g: (jnp.stack([g, g]), jnp.ones(2, bool))
+  ),
+  'neighbours: of .* legal is not': lambda s: s._replace(
+    neighbours=lambda g: (s.neighbours(g)[0], jnp.zeros(18, bool))
+  ),
+  'encode: gave': lambda s: s._replace(encode=lambda g: s.encode(g) * jnp.nan),
+}
+
+
+@pytest.mark.parametrize('says', BROKEN_SPACES)
+def test_a_broken_array_space_is_caught(says):
+  space = BROKEN_SPACES[says](spaces.tabular.transnas_micro())
+  with pytest.raises(AssertionError, match=says):
+    testing.check_array_space(space, jax.random.key(0), samples=8)
