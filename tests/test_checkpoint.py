@@ -788,7 +788,10 @@ def state(i):
   return {'w': np.full((2, 3), i), 'i': i, 'extra': [np.zeros(2)] * i}
 
 
-@pytest.mark.parametrize(('kind', 'number'), [('event', 30), ('time', 5)])
+@pytest.mark.parametrize(
+  ('kind', 'number'),
+  [pytest.param('event', 30, marks=pytest.mark.slow), ('time', 5)],
+)
 def test_kill_while_saving_leaves_a_usable_checkpoint(tmp_path, kind, number):
   checkpoint.save(tmp_path / 'start', 0, state(0))
   checkpoint.save(tmp_path / 'start', 1, state(1))

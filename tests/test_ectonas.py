@@ -196,6 +196,7 @@ def test_rules_of_matches_keep_the_laws_of_rules(rule):
   testing.check_rule(rule, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_random_mode_pays_the_same_and_picks_otherwise():
   def act(member):  # The largest is best.
     return float(member.metrics.get('params', 0))
@@ -541,6 +542,7 @@ def test_a_hard_budget_is_never_overshot(task, quick_compiler):
   assert [m.metrics.get('epochs') for m in last.members] == [2.0, 1.5, None]
 
 
+@pytest.mark.slow
 def test_alike_networks_share_programs_and_come_back(task, quick_compiler):
   tx = optax.adam(0.01)
   specs_ = [
@@ -581,6 +583,7 @@ def test_a_generation_of_eighteen_networks_has_seven_structures():
     jax.tree.map(np.testing.assert_array_equal, one.net, two.net)
 
 
+@pytest.mark.slow
 def test_momentum_survives_every_edit(task, quick_compiler):
   """C3: the official code loses it at every call of its training."""
   tx = optax.sgd(0.05, momentum=0.9)
@@ -597,6 +600,7 @@ def test_momentum_survives_every_edit(task, quick_compiler):
     )
 
 
+@pytest.mark.slow
 def test_copies_of_units_part_and_become_capacity(task, quick_compiler):
   """C2: rank 35 of 35 after 10 epochs; by equal halves 32, as officially."""
   spec = seeds.cells(task.shape, (6, 12), (32, 20), 10)
@@ -665,6 +669,7 @@ def test_what_every_edit_does_to_a_trained_network(task, quick_compiler):
   assert worst['remove dense'] >= -0.15
 
 
+@pytest.mark.slow
 def test_a_judge_ranks_the_edits_that_it_can_score(task, quick_compiler):
   """Of each kind one is left: fourteen children of seventeen."""
   estimator = estimators.gauss_newton(loss=task.loss, steps=2, batch=32)

@@ -426,12 +426,16 @@ def test_elites_are_untouched_to_the_last_bit():
 @pytest.mark.parametrize(
   'how',
   [
-    {},
-    {'by': 'fitness'},
-    {'child': mixing.jitter(PRIORS)},
-    {'learn': 'plain'},
+    pytest.param({}, id='whole'),
+    *(
+      pytest.param(how, id=name, marks=pytest.mark.slow)
+      for name, how in (
+        ('no pulses', {'by': 'fitness'}),
+        ('no crossover', {'child': mixing.jitter(PRIORS)}),
+        ('no teacher', {'learn': 'plain'}),
+      )
+    ),
   ],
-  ids=['whole', 'no pulses', 'no crossover', 'no teacher'],
 )
 def test_a_search_under_scan_is_the_search_on_the_host(how):
   learner = climbing()

@@ -1235,6 +1235,7 @@ def trained():
   return _Trained()
 
 
+@pytest.mark.slow
 def test_sketch_ranks_moves_as_their_measured_loss_changes(trained):
   """Acceptance: Spearman 0.95 over at least 200 candidates, with one draw.
 
@@ -1284,6 +1285,7 @@ def test_standard_errors_fall_as_the_root_of_the_examples(trained):
   assert two < one
 
 
+@pytest.mark.slow
 def test_learned_directions_lower_the_loss_and_first_order_ones_raise_it(
   trained,
 ):
@@ -1339,6 +1341,7 @@ def test_joint_choice_predicts_the_built_network_and_independent_does_not(
   assert alone.predicted < joint.predicted < 0 < measured(alone), figures
 
 
+@pytest.mark.slow
 def test_merges_cost_less_than_prunes_with_means(trained):
   """Shares by regression, and then learned; built one by one."""
   _, means = trained.fit()
@@ -1361,6 +1364,7 @@ def test_merges_cost_less_than_prunes_with_means(trained):
   assert rank > 0.9
 
 
+@pytest.mark.slow
 def test_gates_open_as_far_as_the_loss_falls(trained):
   """Eight blocks: what is predicted at the learned opening, at a part of it
   and the other way, against the built networks."""
@@ -1467,6 +1471,7 @@ def _learned_on_the_loss(trained, group, chosen, start, steps):
   return np.asarray(directions)
 
 
+@pytest.mark.slow
 def test_gauss_newton_learns_what_the_loss_would_teach(trained):
   """Growth specification, 4.2, test 5: at least 95 % of the gain, though all
   candidates are learned at once and no network is run with any of them."""
@@ -1500,6 +1505,7 @@ def test_gauss_newton_learns_what_the_loss_would_teach(trained):
   assert changes['first order'] > 0.01, changes
 
 
+@pytest.mark.slow
 def test_free_splits_gain_more_than_plain_ones(trained):
   """With outgoing weights free a descent direction nearly always exists."""
   plain, _ = trained.fit(steps=60)
@@ -1533,6 +1539,7 @@ def _lengths(trained, thetas):
   return np.concatenate(found)
 
 
+@pytest.mark.slow
 def test_directions_stay_within_the_trust_region(trained):
   """By the gradient alone they run along it for as long as they may."""
   knobs = dict(steps=40, batch=128)

@@ -577,7 +577,10 @@ def test_a_race_without_a_ratio_is_refused(tmp_path):
       'growth__limit': 6,
     },
     {'growth__judge': 'magnitude', 'growth__rule': 'independently'},
-    {'growth__judge': 'brute_force', 'growth__ratio': 1.2},
+    pytest.param(
+      {'growth__judge': 'brute_force', 'growth__ratio': 1.2},
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_job_grows_by_any_judge_rule_and_moves(tmp_path, changes):
