@@ -401,10 +401,11 @@ def unrolled(
 
   Example:
     >>> net = nas_bench_201(channels=2, repeats=1, shape=(4, 4, 3))
-    >>> variables = jax.jit(net.init)(jax.random.key(0))
+    >>> shapes = jax.eval_shape(net.init, jax.random.key(0))
+    >>> variables = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
     >>> single = unrolled(net, variables, [3, 0, 3, 1, 0, 1])
-    >>> network.apply(single, jnp.ones((2, 4, 4, 3))).shape
-    (2, 10)
+    >>> single.spec == net.spec([3, 0, 3, 1, 0, 1])
+    True
   """
   params, stats = {}, {}
 
