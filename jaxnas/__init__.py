@@ -7,6 +7,7 @@ from jaxnas import combine as combine
 from jaxnas import curves as curves
 from jaxnas import draw as draw
 from jaxnas import estimators as estimators
+from jaxnas import fidelity as fidelity
 from jaxnas import groups as groups
 from jaxnas import jobs as jobs
 from jaxnas import layers as layers
@@ -75,6 +76,7 @@ __all__ = (
   'curves',
   'draw',
   'estimators',
+  'fidelity',
   'flops',
   'group_by',
   'groups',

@@ -291,13 +291,19 @@ class Trials(NamedTuple):
     index: (Q,) integers, the network of each question; -1 where a slot is
       empty, or what was proposed for it was illegal or not wanted.
     metrics: (Q,) by name, NaN where the index is -1: `fitness`, of which more
-      is better, `cost` in seconds, and what else was asked for.
+      is better, `cost` (of tables in seconds, of training in examples), and
+      what else was asked for.
     count: slots used. It depends on nothing random, so that under `vmap` all
       searches write to one place.
     pending: (K, L) proposed and not yet asked; (0, L) between generations.
     wanted: (K,) which of them to ask.
     generation: how many generations are complete.
     spent: what they have cost; an evaluation is one question that was asked.
+    source: (K,) the slot of the earlier question that a pending one goes on
+      from, where networks are trained a rung at a time, and -1 for one that
+      begins anew; None if all of them do.
+    memory: the states of trained networks by slot, which others go on from;
+      see `jaxnas.stages.teach`.
   """
 
   genotypes: jax.Array
@@ -308,6 +314,41 @@ class Trials(NamedTuple):
   wanted: jax.Array
   generation: int = 0
   spent: Cost = Cost()
+  source: jax.Array | None = None
+  memory: Mapping[str, Any] = {}
+
+
+class Taught(NamedTuple):
+  """A network that a `Trainer` has trained for a rung.
+
+  Attributes:
+    state: what it can go on from, a pytree of NumPy arrays or a `Network`;
+      never changed in place.
+    fitness: of which more is better, on what it was not trained on; NaN where
+      training diverged.
+    examples: training examples seen in this rung.
+  """
+
+  state: Any
+  fitness: float
+  examples: int
+
+
+class Trainer(NamedTuple):
+  """How networks of genotypes are trained, a rung at a time.
+
+  `jaxnas.learners` has them; `jaxnas.stages.teach` asks them.
+
+  Attributes:
+    train: `train(keys, genotypes, states) -> list of Taught` of K genotypes,
+      (K, L), each with a key of its own, and a state to go on from, or None to
+      begin from fresh weights. What becomes of one depends on nobody beside it.
+    heir: `heir(state) -> state` of a child of another genotype: the weights
+      of its mother, with a fresh optimizer.
+  """
+
+  train: Callable[..., Sequence[Taught]]
+  heir: Callable[[Any], Any]
 
 
 class Estimator(NamedTuple):
@@ -402,6 +443,29 @@ class Task(NamedTuple):
   metric: Callable[[jax.Array, jax.Array], jax.Array]
   prepare: Callable[[jax.Array], jax.Array]
   augment: Callable[[Key, jax.Array], jax.Array]
+
+
+def check_counts(name: str, **counts: int) -> None:
+  """Refuses counts that are not whole numbers of at least 1.
+
+  Args:
+    name: of the function that was given them, for the message.
+    **counts: what was given, by name.
+
+  Raises:
+    ValueError: naming the first that is not.
+
+  Example:
+    >>> check_counts('mlp', members=0)
+    Traceback (most recent call last):
+      ...
+    ValueError: mlp: members must be a whole number of at least 1, got 0.
+  """
+  for field, count in counts.items():
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+      raise ValueError(
+        f'{name}: {field} must be a whole number of at least 1, got {count!r}.'
+      )
 
 
 def rng(key: Key) -> np.random.Generator:

@@ -669,10 +669,7 @@ def curves(
     >>> figure.axes[0].get_xlabel()
     'queries'
   """
-  if not lines:
-    raise ValueError('curves: there is nothing to draw, no lines.')
-  figure = _figure(7, 3.8, 'constrained')
-  ax = figure.subplots()
+  figure, ax = _framed('curves', lines, x, y)
   ends = []
   for i, (name, line) in enumerate(lines.items()):
     colour = _COLOURS[i % len(_COLOURS)]
@@ -695,9 +692,6 @@ def curves(
     top = max(top, goal) if goal is not None else top
     if top > bottom:
       ax.set_ylim(bottom - 0.05 * (top - bottom), top + 0.1 * (top - bottom))
-  ax.set_xlabel(x)
-  ax.set_ylabel(y)
-  _plain(ax)
   _thousands(ax.xaxis)
   ax.legend(fontsize=8, frameon=False, loc='lower right')
   return figure
@@ -728,10 +722,7 @@ def fronts(
     >>> figure.axes[0].get_ylabel()
     'accuracy'
   """
-  if not lines:
-    raise ValueError('fronts: there is nothing to draw, no lines.')
-  figure = _figure(7, 3.8, 'constrained')
-  ax = figure.subplots()
+  figure, ax = _framed('fronts', lines, x, y)
   most = max(max(costs) for costs, _ in lines.values())
   for i, (name, (costs, values)) in enumerate(lines.items()):
     order = np.argsort(costs)
@@ -745,11 +736,20 @@ def fronts(
       alpha=0.5,
     )
     ax.plot(costs, values, 'o', ms=4, color=colour, label=name)
+  ax.legend(fontsize=8, frameon=False, loc='lower right')
+  return figure
+
+
+def _framed(name: str, lines: Mapping[str, Any], x: str, y: str) -> Any:
+  """A figure for lines and its axes, named; refuses to draw nothing."""
+  if not lines:
+    raise ValueError(f'{name}: there is nothing to draw, no lines.')
+  figure = _figure(7, 3.8, 'constrained')
+  ax = figure.subplots()
   ax.set_xlabel(x)
   ax.set_ylabel(y)
   _plain(ax)
-  ax.legend(fontsize=8, frameon=False, loc='lower right')
-  return figure
+  return figure, ax
 
 
 def widths(
@@ -924,3 +924,81 @@ def calibration(events: Iterable[Event]) -> Any:
   _plain(ax)
   ax.legend(fontsize=8, frameon=False)
   return figure
+
+
+def consistency(
+  points: Mapping[str, Mapping[str, Any]],
+  *,
+  x: str = 'cost',
+  threshold: float | None = None,
+) -> Any:
+  """How well cheap scores of networks agree with a dear one, against cost.
+
+  Args:
+    points: for each proxy `x`, its cost, above 0; `y`, a rank correlation, with
+      `low` and `high`, the ends of its interval; and `kind`, which is told by
+      colour.
+    x: what the cost is.
+    threshold: a correlation to be reached, a dotted line; None for none.
+
+  Returns:
+    The Matplotlib figure, with costs on a logarithmic axis.
+
+  Raises:
+    ValueError: if there are no points.
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> point = {'x': 0.3, 'y': 0.8, 'low': 0.6, 'high': 0.9, 'kind': 'epochs'}
+    >>> figure = consistency({'c0r0s0e3': point})
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['c0r0s0e3']
+  """
+  if not points:
+    raise ValueError('consistency: there is nothing to draw, no points.')
+  figure = _figure(9, 5)
+  ax = figure.add_axes((0.07, 0.1, 0.91, 0.74))
+  _plain(ax)
+  ax.set_xscale('log')
+  ends = [point[end] for point in points.values() for end in ('low', 'high')]
+  costs = [point['x'] for point in points.values()]
+  ax.set_xlim(min(costs) / 1.6, max(costs) * 2.5)
+  ax.set_ylim(min([-0.05, *ends]) - 0.02, max([*ends, 1.0]) + 0.04)
+  kinds = list(dict.fromkeys(point['kind'] for point in points.values()))
+  for i, kind in enumerate(kinds):
+    own = [point for point in points.values() if point['kind'] == kind]
+    middle = np.array([point['y'] for point in own])
+    spread = [
+      np.maximum(middle - [point['low'] for point in own], 0),
+      np.maximum([point['high'] for point in own] - middle, 0),
+    ]
+    colour = _COLOURS[i % len(_COLOURS)]
+    marker = 'osD'[i // len(_COLOURS) % 3]
+    ax.errorbar(
+      *([point['x'] for point in own], middle, spread),
+      fmt=marker,
+      ms=6,
+      color=colour,
+      elinewidth=1,
+      label=kind,
+    )
+  if threshold is not None:
+    ax.axhline(threshold, color=_FAINT, linestyle=':', linewidth=1)
+  ax.axhline(0, color=_OWN, linewidth=0.8)
+  _labels(ax, points, {kind: i for i, kind in enumerate(kinds)})
+  ax.set_xlabel(x)
+  ax.set_ylabel("Spearman's rho with the reference; bars: 95 %")
+  figure.legend(fontsize=8, frameon=False, loc='upper center', ncols=4)
+  return figure
+
+
+def _labels(ax, points: Mapping[str, Mapping[str, Any]], kinds) -> None:
+  """Names of points, beside them where there is room."""
+  size = 8
+  dots = {n: ax.transData.transform((p['x'], p['y'])) / ax.figure.dpi
+          for n, p in points.items()}
+  bars = [
+    [ax.transData.transform((p['x'], p[end])) / ax.figure.dpi
+     for end in ('low', 'high')]
+    for p in points.values()
+  ]

@@ -194,6 +194,34 @@ def rounds(
     (3, [1, 2, 3])
   """
 
+  population, _, seen = further(
+    key, stage, population, stage.init(population), count, look
+  )
+  return population, seen
+
+
+def further(
+  key: Key,
+  stage: Stage,
+  population: Any,
+  state: Any,
+  count: int,
+  look: Callable[[Any], Any] = lambda population: (),
+) -> tuple[Any, Any, Any]:
+  """`rounds` from a given state, such as that of rounds before.
+
+  Args:
+    key: of the whole search.
+    stage: as of `rounds`.
+    population: the population now.
+    state: the stage's state now.
+    count: generations.
+    look: as of `rounds`.
+
+  Returns:
+    The last population, the stage's state, and what `look` saw.
+  """
+
   def step(carry, generation):
     population, state = carry
     own = jax.random.fold_in(key, generation)
@@ -202,7 +230,7 @@ def rounds(
     return (population, state), look(population)
 
   # What is a Python number at first is an array later.
-  start = jax.tree.map(jax.numpy.asarray, (population, stage.init(population)))
+  start = jax.tree.map(jax.numpy.asarray, (population, state))
   generations = population.generation + jax.numpy.arange(count)
-  (population, _), seen = jax.lax.scan(step, start, generations)
-  return population, seen
+  (population, state), seen = jax.lax.scan(step, start, generations)
+  return population, state, seen

@@ -29,14 +29,6 @@ def _space(scores: Any) -> Any:
   return jnp if isinstance(scores, jax.Array) else np
 
 
-def _positive(name: str, **counts: int) -> None:
-  for field, count in counts.items():
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-      raise ValueError(
-        f'{name}: {field} must be a whole number of at least 1, got {count!r}.'
-      )
-
-
 def _vector(name: str, scores: Any) -> Any:
   """(n,) scores as floats; refuses what one cannot rank."""
   xp = _space(scores)
@@ -94,7 +86,7 @@ def top(k: int) -> Rule:
     >>> top(2)(None, np.array([0.1, np.nan, 0.3])).tolist()
     [2, 0]
   """
-  _positive('top', k=k)
+  base.check_counts('top', k=k)
   return lambda key, scores: order(scores)[:k]
 
 
@@ -140,7 +132,7 @@ def bottom(k: int) -> Rule:
     >>> bottom(2)(None, np.array([0.1, np.nan, 0.3])).tolist()
     [1, 0]
   """
-  _positive('bottom', k=k)
+  base.check_counts('bottom', k=k)
   return lambda key, scores: order(scores)[::-1][:k]
 
 
@@ -184,7 +176,7 @@ def tournament(size: int, count: int = 1) -> Rule:
     >>> rule(jax.random.key(0), np.array([np.nan, 1.0, np.nan])).tolist()
     [1, 1, 1]
   """
-  _positive('tournament', size=size, count=count)
+  base.check_counts('tournament', size=size, count=count)
 
   def rule(key: base.Key, scores: Any) -> Any:
     scores = _vector('tournament', scores)
@@ -333,10 +325,28 @@ def front() -> Rule:
   def rule(key: base.Key, scores: Any) -> np.ndarray:
     del key
     scores = _matrix('front', np.asarray(scores))
-    number = ~np.isnan(scores).any(axis=1)
-    return np.flatnonzero((fronts(scores) == 0) & number)
+    number = np.flatnonzero(~np.isnan(scores).any(axis=1))
+    if scores.shape[1] == 2:
+      return number[_staircase(scores[number])]
+    return np.intersect1d(number, np.flatnonzero(fronts(scores) == 0))
 
   return rule
+
+
+def _staircase(scores: np.ndarray) -> np.ndarray:
+  """Which of (n, 2) scores none dominates, by one sweep: (n,) booleans."""
+  found = np.zeros(len(scores), bool)
+  if not len(scores):
+    return found
+  order = np.lexsort((-scores[:, 1], -scores[:, 0]))
+  sweep = scores[order]
+  most = np.maximum.accumulate(sweep[:, 1])
+  better = np.append(True, sweep[1:, 1] > most[:-1])
+  # Equal points are neighbours, and all are as good as the first of them.
+  new = np.append(True, (sweep[1:] != sweep[:-1]).any(axis=1))
+  first = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+  found[order] = better[first]
+  return found
 
 
 def nsga2(k: int) -> Rule:
@@ -359,7 +369,7 @@ def nsga2(k: int) -> Rule:
     >>> nsga2(3)(None, points).tolist()
     [0, 3, 1]
   """
-  _positive('nsga2', k=k)
+  base.check_counts('nsga2', k=k)
 
   def rule(key: base.Key, scores: Any) -> Any:
     del key
@@ -619,7 +629,7 @@ def tournaments(fraction: float = 0.5, size: int = 2) -> Pairing:
     ([0], [3], [3])
   """
   _part('tournaments', fraction=fraction)
-  _positive('tournaments', size=size)
+  base.check_counts('tournaments', size=size)
 
   def pairing(key: base.Key, scores: Any) -> Parents:
     members, count = len(scores), int(fraction * len(scores))

@@ -500,8 +500,8 @@ def _end(net, state) -> tuple[network.Network, Any]:
 
 def _run_epochs(train, padded, data, lengths, group, mesh):
   """(variables, state, losses) of each member after the epochs."""
-  where, counts = _places(group, mesh)
-  stacked = (*_stack(padded, where), counts)
+  where, counts = places(group, mesh)
+  stacked = (*stack(padded, where), counts)
   carry, read, counts = meshes.spread(stacked, mesh)
   losses = []
   for number, length in enumerate(lengths):
@@ -510,13 +510,13 @@ def _run_epochs(train, padded, data, lengths, group, mesh):
     )
     losses.append(loss)
   carry, losses = meshes.fetch((carry, losses))
-  for place in _firsts(where):
+  for place in firsts(where):
     own = jax.tree.map(operator.itemgetter(place), (carry, losses))
     variables, state = jax.tree.map(np.array, own[0])  # Frees the others.
     yield variables, state, tuple(map(float, own[1]))
 
 
-def _places(group: Batch, mesh) -> tuple[np.ndarray, np.ndarray]:
+def places(group: Batch, mesh) -> tuple[np.ndarray, np.ndarray]:
   """The member in every slot of the mesh, and how many each device has.
 
   Slots beyond a device's share repeat the first member, which is a network
@@ -534,12 +534,12 @@ def _places(group: Batch, mesh) -> tuple[np.ndarray, np.ndarray]:
   return where.ravel(), np.asarray([len(share) for share in shares], np.int32)
 
 
-def _firsts(where: np.ndarray) -> list[int]:
+def firsts(where: np.ndarray) -> list[int]:
   """The slot of each member."""
   return list(np.unique(where, return_index=True)[1])
 
 
-def _stack(trees: Sequence[Any], where: np.ndarray) -> Any:
+def stack(trees: Sequence[Any], where: np.ndarray) -> Any:
   """Equal pytrees as one with a leading axis of slots, on the host."""
   return jax.tree.map(
     lambda *leaves: np.stack([leaves[i] for i in where]), *trees
@@ -547,7 +547,7 @@ def _stack(trees: Sequence[Any], where: np.ndarray) -> Any:
 
 
 def _shapes(member: Any, group: Batch, mesh) -> tuple[Any, ...]:
-  """Shapes of `_stack` of members like this one, and of their counts."""
+  """Shapes of `stack` of members like this one, and of their counts."""
   devices = mesh.shape[meshes.POPULATION]
   return meshes.spread_shapes(
     (
@@ -682,7 +682,7 @@ def on_mesh(each, mesh):
   )
 
 
-def _options(mesh) -> dict[str, Any] | None:
+def compiler_options(mesh) -> dict[str, Any] | None:
   """XLA's options for a program on a mesh.
 
   Several CPU devices of a process share its threads: each device's matrix
@@ -803,7 +803,9 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
 
   each = on_mesh(over(one), mesh)
 
-  @functools.partial(jax.jit, donate_argnums=0, compiler_options=_options(mesh))
+  @functools.partial(
+    jax.jit, donate_argnums=0, compiler_options=compiler_options(mesh)
+  )
   def epoch(carry, read, counts, data: Data, number, length):
     return each(carry, read, counts, (data, number, length))
 
@@ -902,12 +904,12 @@ def evaluate_all(
     return measure, (*shapes, *parts[0])
 
   for group, measure in zip(planned, programs.ahead(map(call, planned))):
-    where, counts = _places(group, mesh)
+    where, counts = places(group, mesh)
     members = [padded(i, group) for i in group.members]
-    variables, counts = meshes.spread((_stack(members, where), counts), mesh)
+    variables, counts = meshes.spread((stack(members, where), counts), mesh)
     sums = [measure(variables, counts, *part) for part in parts]
     total = np.sum(meshes.fetch(sums), axis=0, dtype=float)
-    for i, place in zip(group.members, _firsts(where)):
+    for i, place in zip(group.members, firsts(where)):
       found[i] = Measured(*map(float, total[place] / count), count)
   return [found[i] for i in range(len(nets))]
 
@@ -950,7 +952,7 @@ def _measure(spec, loss, metric, prepare, batch, over, mesh):
 
   each = on_mesh(over(one), mesh)
 
-  @functools.partial(jax.jit, compiler_options=_options(mesh))
+  @functools.partial(jax.jit, compiler_options=compiler_options(mesh))
   def measure(variables, counts, data: Data, count):
     return each((), variables, counts, (data, count))[1]
 

@@ -1,5 +1,6 @@
 """The strictness under which every test runs, and the shared fixtures."""
 
+import functools
 import os
 import pathlib
 
@@ -80,17 +81,41 @@ def x64():
     yield
 
 
+@pytest.fixture(scope='module')
+def quick_compiler():
+  """Compiles fast, for modules whose programs run a few times only."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def _beside(variable: str, folder: str, *files: str) -> pathlib.Path:
+  """A folder that has some files; skips where there is none.
+
+  The environment variable names it, or it lies beside the checkout, in shared.
+  """
+  given = os.environ.get(variable)
+  folders = [pathlib.Path(given)] if given else []
+  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / folder)
+  for found in folders:
+    if all((found / file).exists() for file in files):
+      return found
+  wanted, there = ', '.join(files), ' or '.join(map(str, folders))
+  pytest.skip(f'no {wanted} under {there}')
+
+
+@pytest.fixture(scope='session')
+def tables_with():
+  """`tables_with(*files)`: the folder of real tables with them, or a skip."""
+  return functools.partial(_beside, 'JAXNAS_DATA_DIR', 'data')
+
+
 @pytest.fixture(scope='session')
 def cifar10_folder():
   """The folder with CIFAR-10 as TFDS prepares it; skips where there is none.
 
   TFDS_DATA_DIR names it, or it lies beside the checkout, in shared/tfds.
   """
-  given = os.environ.get('TFDS_DATA_DIR')
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'tfds')
-  found = [folder for folder in folders if (folder / 'cifar10').is_dir()]
-  if not found:
-    pytest.skip(f'no prepared cifar10 under {" or ".join(map(str, folders))}')
+  folder = _beside('TFDS_DATA_DIR', 'tfds', 'cifar10')
   pytest.importorskip('tensorflow_datasets', reason='needs jaxnas[tfds]')
-  return found[0]
+  return folder

@@ -1,7 +1,6 @@
 """Cells of DARTS and its kin: laws of the spaces, sizes and parameters."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -147,13 +146,9 @@ def test_unused_blocks_are_joined():
   ]
 
 
-def test_genotypes_of_nas_bench_301():
-  path = (
-    pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'nb301_proxies.npz'
-  )
-  if not path.is_file():
-    pytest.skip(f'no {path}')
-  with np.load(path) as stored:
+def test_genotypes_of_nas_bench_301(tables_with):
+  name = 'nb301_proxies.npz'
+  with np.load(tables_with(name) / name) as stored:
     cells = stored['arch'].reshape(len(stored['arch']), -1).astype(np.int32)
     params = stored['proxies'][:, list(stored['proxy_names']).index('params')]
   assert legal(cell.DARTS, cells).all()

@@ -1,8 +1,6 @@
 """Delta-NAS, BANANAS and the stages they are made of."""
 
 import io
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +13,19 @@ from configs import delta_nas_nb201, pnas_nb201, robot_nb201
 from jaxnas import algorithms, estimators, jobs, spaces, stages
 from jaxnas.base import Table
 from jaxnas.run import rounds, run
-from jaxnas.spaces import tables, tabular
+from jaxnas.spaces import tabular
 from jaxnas.stages import trials
+
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast what runs for a moment."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='session')
-def data():
+def data(tables_with):
   """The folder of real tables; skips where there is none."""
-  given = os.environ.get(tables.FOLDER)
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'data')
-  for folder in folders:
-    if (folder / 'nb201_cifar10.npz').is_file():
-      return folder
-  pytest.skip(f'no tables under {" or ".join(map(str, folders))}')
+  return tables_with('nb201_cifar10.npz')
 
 
 def synthetic(seed=0, options=(3,) * 6, broken=0.2):

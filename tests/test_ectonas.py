@@ -480,14 +480,6 @@ def test_moves_without_statistics_draw_their_own():
 
 
 @pytest.fixture(scope='module')
-def quick_compiler():
-  """Compiles fast programs slowly, and slow ones fast: for small networks."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.fixture(scope='module')
 def task():
   return tasks.digits(shift=0)
 

@@ -31,15 +31,10 @@ from jaxnas import (
 from jaxnas.spaces import seeds
 from jaxnas.spaces.chain import units
 
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compiler():
-  """Compiling would take most of the time: programs run a few times only."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @functools.cache

@@ -37,17 +37,12 @@ from jaxnas.morphisms import base, depth, outgoing, several, width
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SHAPE = (6, 6, 2)
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compiler():
-  """Compiling would take most of the time: programs run a few times only."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 # Networks in which a split goes through one thing each.

@@ -26,6 +26,9 @@ from configs import (
 )
 from jaxnas import jobs, network, tasks, training, workdir
 
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A job of seconds, which grows inside its buckets. The baselines end with less
 # than a whole generation.
@@ -48,14 +51,6 @@ KEYS = (
 )
 BASELINES = ('seed_same_examples', 'final_from_scratch')
 TIMED = ('compilations', 'seconds', 'compiling')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast programs slowly, and slow ones fast: for small networks."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture

@@ -34,6 +34,9 @@ from jaxnas.estimators.heuristics import (
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 KEY = jax.random.key(0)
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SHAPE = (6, 6, 2)
@@ -50,14 +53,6 @@ JUDGES = {
   'brute_force': brute_force(loss=LOSS, batch=4),
 }
 by_judge = pytest.mark.parametrize('name', JUDGES)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compiler():
-  """Compiling would take most of the time: programs run a few times only."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def _network(shape, *rows):

@@ -30,6 +30,7 @@ LAYERS = {
   'selection': 2,
   'curves': 2,
   'tasks': 2,
+  'fidelity': 2,
   'mixing': 2,
   'mesh': 3,
   'training': 3,

@@ -1,7 +1,6 @@
 """NAS-Bench-101: which cells are one network, how many, and what they cost."""
 
 import functools
-import pathlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,8 +12,6 @@ import pytest
 from jaxnas import testing
 from jaxnas.spaces import nas_bench_101 as bench
 from jaxnas.spaces import tables
-
-FOLDER = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
 
 # Edges, ops, parameters, row of the table, mean test accuracy.
 CELLS = {
@@ -47,17 +44,18 @@ CELLS = {
 
 
 @pytest.fixture(scope='module')
-def table():
-  if not (FOLDER / 'nb101.npz').is_file():
-    pytest.skip(f'no nb101.npz in {FOLDER}')
-  return tables.load(FOLDER / 'nb101.npz')
+def path(tables_with):
+  return tables_with('nb101.npz') / 'nb101.npz'
 
 
 @pytest.fixture(scope='module')
-def rows():
-  if not (FOLDER / 'nb101.npz').is_file():
-    pytest.skip(f'no nb101.npz in {FOLDER}')
-  with np.load(FOLDER / 'nb101.npz') as stored:
+def table(path):
+  return tables.load(path)
+
+
+@pytest.fixture(scope='module')
+def rows(path):
+  with np.load(path) as stored:
     names = ('num_vertices', 'edge_bits', 'ops')
     return bench.genotypes(*(stored[name] for name in names))
 

@@ -1,8 +1,5 @@
 """Progressive search: its ladder, its predictor, and what it finds."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,32 +8,22 @@ import pytest
 from jaxnas import algorithms, estimators, spaces, stages
 from jaxnas.base import Table
 from jaxnas.run import rounds
-from jaxnas.spaces import nas_bench_201, tables, tabular
+from jaxnas.spaces import nas_bench_201, tabular
 from jaxnas.stages import trials
+
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 KEY = jax.random.key(0)
 SKIP = (1,) * 6
 SIGNAL, REPORT = 'val_ep12', 'test_ep200_robot'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast what runs for a moment."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='session')
-def table():
+def table(tables_with):
   """NAS-Bench-201 on CIFAR-10; skips where there is no file."""
-  given = os.environ.get(tables.FOLDER)
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'data')
-  for folder in folders:
-    if (folder / 'nb201_cifar10.npz').is_file():
-      return spaces.load(folder / 'nb201_cifar10.npz')
-  pytest.skip(f'no tables under {" or ".join(map(str, folders))}')
+  name = 'nb201_cifar10.npz'
+  return spaces.load(tables_with(name) / name)
 
 
 def searched(table, base, seeds=60, signal=SIGNAL, **options):

@@ -30,16 +30,11 @@ from jaxnas.base import Candidate, Population
 from jaxnas.run import count_compilations, run
 from jaxnas.spaces import seeds
 
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 SHAPE, CLASSES = (4, 4, 1), 3
 KEY = jax.random.key(0)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compiler():
-  """Compiling would take most of the time: programs run a few times only."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @functools.cache

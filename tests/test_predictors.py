@@ -13,6 +13,9 @@ from jaxnas import estimators, morphisms, network, spaces, stages, testing
 from jaxnas.estimators import differences, predictors
 from jaxnas.spaces import tabular
 
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 KEY = jax.random.key(0)
 # Small and fast; what differs is the form.
 PREDICTORS = {
@@ -31,14 +34,6 @@ DIFFERENCES = {
     context='parent', widths=(8, 8), members=2, steps=30, batch=32
   ),
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast what runs for a moment."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 ONE, TWO = np.triu_indices(12, 1)

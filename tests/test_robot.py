@@ -1,8 +1,5 @@
 """RoBoT: metrics weighed by questions, then the ranking walked down."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,19 +8,14 @@ import pytest
 from jaxnas import algorithms, spaces, stages
 from jaxnas.base import Table
 from jaxnas.run import rounds
-from jaxnas.spaces import nas_bench_201, tables, tabular
+from jaxnas.spaces import nas_bench_201, tabular
 from jaxnas.stages import trials
+
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 KEY = jax.random.key(0)
 SIX = ('grad_norm', 'snip', 'grasp', 'fisher', 'synflow', 'jacov')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast what runs for a moment."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
@@ -119,19 +111,14 @@ def test_what_is_refused(toy):
 
 
 @pytest.mark.slow
-def test_acceptance_on_nas_bench_201():
+def test_acceptance_on_nas_bench_201(tables_with):
   """20 questions: above random search, and close to the best metric alone.
 
   On the 9,445 networks that have the paper's metrics, as ranks.
   """
-  given = os.environ.get(tables.FOLDER)
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'data')
   files = ('nb201_cifar10.npz', 'nb201_proxies_cifar10.npz')
-  there = [f for f in folders if all((f / name).is_file() for name in files)]
-  if not there:
-    pytest.skip(f'no tables under {" or ".join(map(str, folders))}')
-  table = spaces.load(*(there[0] / name for name in files))
+  folder = tables_with(*files)
+  table = spaces.load(*(folder / name for name in files))
   names = [f'nbsuite_{name}' for name in SIX]
   every = nas_bench_201.genotypes()
   order = np.asarray(jax.vmap(table.space.index)(jnp.asarray(every)))

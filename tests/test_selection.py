@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from jaxnas import base, selection, testing
+from jaxnas.run import count_compilations
 
 KEY = jax.random.key(0)
 
@@ -228,10 +229,12 @@ def test_host_rules_compile_nothing(monkeypatch):
   monkeypatch.setattr(jax.random, 'randint', refuse)
   monkeypatch.setattr(jnp, 'argsort', refuse)
   scores = np.random.default_rng(0).normal(size=(6, 2))
-  for rule in SEVERAL.values():
-    rule(KEY, scores)
-  for rule in SINGLE.values():
-    rule(KEY, scores[:, 0])
+  with count_compilations() as compiled:
+    for rule in SEVERAL.values():
+      rule(KEY, scores)
+    for rule in SINGLE.values():
+      rule(KEY, scores[:, 0])
+  assert not compiled
 
 
 COMPILED = {

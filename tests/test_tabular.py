@@ -4,7 +4,6 @@ import bz2
 import collections
 import itertools
 import os
-import pathlib
 import pickle
 
 import hypothesis
@@ -31,15 +30,9 @@ RESNET = (
 
 
 @pytest.fixture(scope='session')
-def data():
+def data(tables_with):
   """The folder of real tables; skips where there is none."""
-  given = os.environ.get(tables.FOLDER)
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'data')
-  for folder in folders:
-    if (folder / 'nb201_cifar10.npz').is_file():
-      return folder
-  pytest.skip(f'no tables under {" or ".join(map(str, folders))}')
+  return tables_with('nb201_cifar10.npz')
 
 
 @pytest.fixture(scope='module', params=SPACES)

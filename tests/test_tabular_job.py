@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
-import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -13,17 +10,12 @@ import rich.console
 
 from configs import evolution_nb201, nsga_nb201
 from jaxnas import jobs, workdir
-from jaxnas.spaces import nas_bench_201, tables
+from jaxnas.spaces import nas_bench_201
+
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 TIMED = ('compilations', 'seconds', 'compiling')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast programs slowly, and slow ones fast: for short searches."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
@@ -205,12 +197,9 @@ def test_the_configs_name_searches_that_there_are():
 
 
 @pytest.mark.slow
-def test_the_quick_config_keeps_its_promise(tmp_path):
-  given = os.environ.get(tables.FOLDER)
-  shared = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
-  path = pathlib.Path(given or shared) / 'nb201_cifar10.npz'
-  if not path.is_file():
-    pytest.skip(f'no {path}')
+def test_the_quick_config_keeps_its_promise(tmp_path, tables_with):
+  name = 'nb201_cifar10.npz'
+  path = tables_with(name) / name
   settings = evolution_nb201.get_config()
   settings.quick, settings.table = True, str(path)
   arms = ran(settings, tmp_path / 'run')[0]['arms']

@@ -1,8 +1,5 @@
 """Stages of array searches, and the searches that are chains of them."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,28 +10,18 @@ from jaxnas.algorithms.array_nsga import front, hypervolume, two_point
 from jaxnas.algorithms.local_search import slots as local_slots
 from jaxnas.algorithms.reinforce import entropy
 from jaxnas.run import rounds, run
-from jaxnas.spaces import nas_bench_201, tables, tabular
+from jaxnas.spaces import nas_bench_201, tabular
 from jaxnas.stages import trials
 
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiler():
-  """Compiles fast programs slowly, and slow ones fast: for short searches."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 
 @pytest.fixture(scope='module')
-def cifar10(quick_compiler):
+def cifar10(quick_compiler, tables_with):
   """The table of NAS-Bench-201 on CIFAR-10; skips where there is none."""
-  given = os.environ.get(tables.FOLDER)
-  folders = [pathlib.Path(given)] if given else []
-  folders.append(pathlib.Path(__file__).parents[2] / 'shared' / 'data')
-  for folder in folders:
-    if (folder / 'nb201_cifar10.npz').is_file():
-      return nas_bench_201.priced(spaces.load(folder / 'nb201_cifar10.npz'))
-  pytest.skip(f'no nb201_cifar10.npz under {" or ".join(map(str, folders))}')
+  name = 'nb201_cifar10.npz'
+  return nas_bench_201.priced(spaces.load(tables_with(name) / name))
 
 
 @pytest.fixture(scope='module')

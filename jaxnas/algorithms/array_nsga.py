@@ -230,15 +230,6 @@ def front(held: Trials, less: Sequence[str] = ('flops',)) -> np.ndarray:
   slots = slots[index[slots] >= 0]
   value = np.asarray(held.metrics['fitness'])[slots]
   costs = [np.asarray(held.metrics[name])[slots] for name in less]
-  if len(costs) == 1:  # A sweep, for fronts of whole tables.
-    order = np.lexsort((-value, costs[0]))
-    best = np.fmax.accumulate(np.append(-np.inf, value[order]))
-    # Of equal points all are on the front, and are neighbours in the order.
-    up = value[order] > best[:-1]
-    groups = np.stack([costs[0][order], value[order]])
-    same = np.append(False, (groups[:, 1:] == groups[:, :-1]).all(axis=0))
-    start = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
-    return slots[order[up[start]]]
   scores = np.stack([value, *(-cost for cost in costs)], axis=1)
   slots = slots[selection.front()(None, scores)]
   return slots[np.argsort(np.asarray(held.metrics[less[0]])[slots])]

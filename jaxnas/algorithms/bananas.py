@@ -1,6 +1,6 @@
 """Bayesian optimisation with an ensemble: mutants chosen by Thompson draws."""
 
-from jaxnas import combine, estimators, stages
+from jaxnas import estimators, stages
 from jaxnas.base import ArraySpace, Stage
 from jaxnas.stages import trials
 
@@ -64,22 +64,18 @@ def bananas(
   if judge is None:
     ensemble = estimators.mlp(widths=(64, 64), members=5)
     judge = stages.by_value(ensemble, stages.thompson())
-  founding = combine.chain(
-    trials.ask(trials.sampled(space, first)), trials.unseen(space), query
-  )
   two = mutants // 2
   edited = trials.both(
     stages.wanderers(space, of=of, count=mutants - two, steps=1),
     stages.wanderers(space, of=of, count=two, steps=2),
   )
-  later = combine.chain(
-    trials.ask(edited),
-    trials.unseen(space),
-    stages.surrogate(space, judge, keep=keep, read=read),
+  return stages.guided(
+    space,
     query,
-  )
-  return combine.chain(
-    combine.when(lambda held: held.generation == 0, founding),
-    combine.when(lambda held: held.generation > 0, later),
+    judge,
+    edited,
+    first=first,
+    keep=keep,
     name='bananas',
+    read=read,
   )

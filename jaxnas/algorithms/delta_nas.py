@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from jaxnas import combine, estimators, stages
+from jaxnas import estimators, stages
 from jaxnas.base import ArraySpace, Stage
 from jaxnas.stages import trials
 
@@ -73,25 +73,20 @@ def delta_nas(
   """
   if judge is None:
     judge = stages.by_difference(estimators.ridge_difference())
-  founding = combine.chain(
-    trials.ask(trials.sampled(space, first)), trials.unseen(space), query
-  )
   around = trials.both(
     trials.neighbours(space, of),
     stages.wanderers(space, of=of, count=wanderers),
   )
-  choose = stages.surrogate(
+  return stages.guided(
     space,
+    query,
     judge,
+    around,
+    first=first,
     keep=keep,
+    name='delta_nas',
     read=read,
     clip=clip,
     prior=prior,
     refit=not offline,
-  )
-  later = combine.chain(trials.ask(around), trials.unseen(space), choose, query)
-  return combine.chain(
-    combine.when(lambda held: held.generation == 0, founding),
-    combine.when(lambda held: held.generation > 0, later),
-    name='delta_nas',
   )

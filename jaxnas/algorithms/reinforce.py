@@ -74,16 +74,12 @@ def reinforce(
     raise ValueError(
       f'reinforce: momentum must be in [0, 1), got {momentum!r}.'
     )
-  most = max(space.options)
-  legal = np.arange(most) < np.array(space.options)[:, None]
+  shape = len(space.options), max(space.options)
   adam = optax.adam(learning_rate)
-
-  def masked(logits: jax.Array) -> jax.Array:
-    return jnp.where(legal, logits, -jnp.inf)
 
   def init(held: Trials) -> Policy:
     del held
-    logits = jnp.zeros(legal.shape)
+    logits = jnp.zeros(shape)
     zero = jnp.zeros(())
     return Policy(logits, adam.init(logits), zero, zero)
 
@@ -93,7 +89,7 @@ def reinforce(
     advantage = reward - rewards / weights
 
     def loss(logits: jax.Array) -> jax.Array:
-      chances = jax.nn.log_softmax(masked(logits), axis=1)
+      chances = jax.nn.log_softmax(_masked(space, logits), axis=1)
       taken = jnp.take_along_axis(chances, drawn[:, None], axis=1)
       return -advantage * taken.sum()
 
@@ -104,10 +100,12 @@ def reinforce(
   def update(key: Key, held: Trials, policy: Policy) -> tuple[Trials, Policy]:
     of_start, of_draw, of_query = jax.random.split(key, 3)
     # The first logits are drawn here, since `init` has no key.
-    fresh = spread * jax.random.normal(of_start, legal.shape)
+    fresh = spread * jax.random.normal(of_start, shape)
     logits = jnp.where(policy.weights > 0, policy.logits, fresh)
     policy = policy._replace(logits=logits)
-    drawn = jax.random.categorical(of_draw, masked(logits)).astype(jnp.int32)
+    drawn = jax.random.categorical(of_draw, _masked(space, logits)).astype(
+      jnp.int32
+    )
     held = held._replace(pending=drawn[None], wanted=jnp.ones(1, bool))
     held, _ = query.update(of_query, held, query.init(held))
     reward = scale * trials.youngest(held, 1)[1][0]
@@ -122,6 +120,12 @@ def reinforce(
   return Stage(init, update, 'reinforce')
 
 
+def _masked(space: ArraySpace, logits: jax.Array) -> jax.Array:
+  """Logits, -inf for values that a position cannot take."""
+  values = np.arange(max(space.options))
+  return jnp.where(values < np.array(space.options)[:, None], logits, -jnp.inf)
+
+
 def entropy(policy: Policy, space: ArraySpace) -> jax.Array:
   """The entropy of a policy in nats, summed over the positions.
 
@@ -132,7 +136,5 @@ def entropy(policy: Policy, space: ArraySpace) -> jax.Array:
     >>> round(float(entropy(policy, space)), 3)  # 6 log 4
     8.318
   """
-  most = max(space.options)
-  legal = np.arange(most) < np.array(space.options)[:, None]
-  chances = jax.nn.softmax(jnp.where(legal, policy.logits, -jnp.inf), axis=1)
+  chances = jax.nn.softmax(_masked(space, policy.logits), axis=1)
   return -jnp.sum(jax.scipy.special.xlogy(chances, chances))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas.base import Key
+from jaxnas.base import Key, check_counts
 from jaxnas.estimators import predictors
 from jaxnas.estimators.predictors import Params
 
@@ -186,7 +186,7 @@ def mlp_difference(
   """
   _context('mlp_difference', context)
   least = min(widths, default=0)
-  predictors.counted(
+  check_counts(
     'mlp_difference', members=members, steps=steps, batch=batch, widths=least
   )
 

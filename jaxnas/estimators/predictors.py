@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas.base import Key
+from jaxnas.base import Key, check_counts
 
 Params = Any
 
@@ -340,7 +340,8 @@ def mlp(
     >>> np.abs(np.round(model.predict(found, x).mean, 1)).tolist()
     [1.0, 1.0, 0.0]
   """
-  counted('mlp', members=members, steps=steps, widths=min(widths, default=0))
+  least = min(widths, default=0)
+  check_counts('mlp', members=members, steps=steps, widths=least)
 
   def init(key: Key, features: int) -> Params:
     keys = jax.random.split(key, members)
@@ -364,25 +365,6 @@ def mlp(
     return _moments(jax.vmap(perceive, (0, None))(params, x))
 
   return Predictor(init, fit, predict)
-
-
-def counted(name: str, **counts: int) -> None:
-  """Refuses counts that are not whole numbers of at least 1.
-
-  Raises:
-    ValueError: naming the first of them.
-
-  Example:
-    >>> counted('mlp', members=0)
-    Traceback (most recent call last):
-      ...
-    ValueError: mlp: members must be a whole number of at least 1, got 0.
-  """
-  for field, count in counts.items():
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-      raise ValueError(
-        f'{name}: {field} must be a whole number of at least 1, got {count!r}.'
-      )
 
 
 def gaussian_process(*, length: float = 1.0, noise: float = 1e-4) -> Predictor:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import layers, morphisms, network, programs, tasks
+from jaxnas import morphisms, network, programs, tasks
 from jaxnas import spec as specs
 from jaxnas.base import Estimator, Key
 from jaxnas.estimators import heuristics
@@ -98,7 +98,10 @@ def of_network(net: network.Network) -> Subject:
           return first
         if 'norm' in see:
           seen['norm'].append(see['norm'](first))
-        return _normalised(first, params[node.name], node.op.epsilon)
+        axes = tuple(range(first.ndim - 1))
+        own, epsilon = params[node.name], node.op.epsilon
+        mean, var = first.mean(axes), first.var(axes)
+        return supernet.normalised(first, own, mean, var, epsilon)
       value = call(node, *inputs)
       return touch(value) if touch and node.op.kind == 'mixing' else value
 
@@ -116,13 +119,6 @@ def of_network(net: network.Network) -> Subject:
   params = net.variables['params']
   ones = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf)), params)
   return Subject(params, forward, ones)
-
-
-def _normalised(x, params, epsilon):
-  axes = tuple(range(x.ndim - 1))
-  centred = x - layers.along(x, x.mean(axes))
-  scale = params['scale'] * jax.lax.rsqrt(x.var(axes) + epsilon)
-  return layers.plus(centred * layers.along(x, scale), params['bias'])
 
 
 def _kernels(params: Any, used: Any = None) -> list[jax.Array]:

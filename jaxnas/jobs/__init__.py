@@ -5,6 +5,8 @@ from typing import Any
 import rich.console
 
 from jaxnas import workdir
+from jaxnas.jobs.econas import econas
+from jaxnas.jobs.econas import refuse as check_econas
 from jaxnas.jobs.ectonas import check_ectonas, ectonas
 from jaxnas.jobs.evolution import check_evolution, evolution
 from jaxnas.jobs.growth import check_growth, growth, race
@@ -25,6 +27,7 @@ CHECKS = {
   'growth': check_growth,
   'race': check_growth,
   'evolution': check_evolution,
+  'econas': check_econas,
   'ectonas': check_ectonas,
   'members': check_members,
   'tabular': check_tabular,
@@ -33,6 +36,7 @@ JOBS = {
   'growth': growth,
   'race': race,
   'evolution': evolution,
+  'econas': econas,
   'ectonas': ectonas,
   'members': members,
   'tabular': tabular,

@@ -104,8 +104,7 @@ def query(settings: Settings, table: Table) -> Stage:
 
 def less(settings: Settings) -> tuple[str, ...]:
   """The columns of which less is better, in their order."""
-  names = settings['tabular']['less'].split('-')
-  return tuple(dict.fromkeys(name for name in names if name))
+  return _each(settings['tabular']['less'], '-')
 
 
 def _random(settings: Settings, table: Table) -> Arm:
@@ -177,8 +176,12 @@ def _predicted(settings: Settings) -> dict[str, Any]:
 
 def _columns(settings: Settings) -> tuple[str, ...]:
   """The free columns, in their order."""
-  names = _predicted(settings)['columns'].split(',')
-  return tuple(dict.fromkeys(name for name in names if name))
+  return _each(_predicted(settings)['columns'], ',')
+
+
+def _each(text: str, joint: str) -> tuple[str, ...]:
+  """The names that a text joins, each once."""
+  return tuple(dict.fromkeys(name for name in text.split(joint) if name))
 
 
 def _delta(judge: Callable[[], stages.Judge]) -> Callable[..., Arm]:
@@ -194,11 +197,16 @@ def _delta(judge: Callable[[], stages.Judge]) -> Callable[..., Arm]:
       keep=held['keep'],
       read=stages.features(table, _columns(settings)),
     )
-    # The first of them takes more slots, so the last find none.
-    generations = math.ceil(settings['tabular']['queries'] / held['keep'])
-    return Arm(stage, generations, held['keep'])
+    return _guided(settings, stage)
 
   return arm
+
+
+def _guided(settings: Settings, stage: Stage) -> Arm:
+  """An arm of a search by a predictor."""
+  keep = _predicted(settings)['keep']
+  # The first generation takes more slots, so the last find none.
+  return Arm(stage, math.ceil(settings['tabular']['queries'] / keep), keep)
 
 
 def _bananas(settings: Settings, table: Table) -> Arm:
@@ -210,8 +218,7 @@ def _bananas(settings: Settings, table: Table) -> Arm:
     keep=held['keep'],
     read=stages.features(table, _columns(settings)),
   )
-  generations = math.ceil(settings['tabular']['queries'] / held['keep'])
-  return Arm(stage, generations, held['keep'])
+  return _guided(settings, stage)
 
 
 def _pnas(judge: Callable[[], stages.Judge] | None) -> Callable[..., Arm]:
@@ -364,8 +371,7 @@ def read(settings: Settings) -> Table:
     ValueError: for a file that is no table, or lacks a column.
   """
   held = settings['tabular']
-  more = [name for name in settings['more'].split(',') if name]
-  table = spaces.load(settings['table'], *more)
+  table = spaces.load(settings['table'], *_each(settings['more'], ','))
   if table.space.name == spaces.nas_bench_201.space().name:
     table = spaces.nas_bench_201.priced(table, held['classes'])
   for name in ('signal', 'cost', 'report', *less(settings)):
@@ -373,23 +379,22 @@ def read(settings: Settings) -> Table:
     flag = name if name in held else 'less'
     if flag == 'cost' and not column:
       continue
-    try:
-      spaces.tables.column(table, column)
-    except (KeyError, ValueError) as error:
-      raise ValueError(f'--config.tabular.{flag}: {error.args[0]}.') from None
+    _refuse_column(table, f'tabular.{flag}', column)
   for column in _columns(settings):
-    try:
-      spaces.tables.column(table, column)
-    except (KeyError, ValueError) as error:
-      raise ValueError(
-        f'--config.predicted.columns: {error.args[0]}.'
-      ) from None
+    _refuse_column(table, 'predicted.columns', column)
   if 'eeea' in held['arms'].split('-') and 'params' not in table.columns:
     raise ValueError(
       '--config.tabular.arms: eeea needs the column params, which the table of '
       f'{table.space.name} has not.'
     )
   return table
+
+
+def _refuse_column(table: Table, flag: str, name: str) -> None:
+  try:
+    spaces.tables.column(table, name)
+  except (KeyError, ValueError) as error:
+    raise ValueError(f'--config.{flag}: {error.args[0]}.') from None
 
 
 def tabular(
@@ -499,7 +504,7 @@ def _found(settings: Settings, table: Table, last: Trials) -> Found:
   )
   best = jax.tree.map(np.asarray, read(last.index, last.metrics))
   spent = getattr(best, UNITS[held['unit']])
-  slot = (spent <= held['budget']).sum(axis=1) - 1
+  slot = np.asarray(trials.within(spent, held['budget']))
   at = np.arange(len(slot)), np.maximum(slot, 0)
   values = np.append(_column(table, held['report']), np.nan)
   grid = np.linspace(0, held['budget'], _GRID + 1)[1:]

@@ -5,6 +5,9 @@ integers, and a member's layers are what members exchange.
 """
 
 from jaxnas.learners import toys as toys
+from jaxnas.learners.cells import Pupil as Pupil
+from jaxnas.learners.cells import as_data as as_data
+from jaxnas.learners.cells import unrolled as unrolled
 from jaxnas.learners.control import actor_critic as actor_critic
 from jaxnas.learners.control import ppo as ppo
 from jaxnas.learners.generation import adversarial as adversarial

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import ArraySpace, Key
+from jaxnas.spaces import tabular
 
 # The operations there are, with how many channels squared, channels times taps
 # and normalised channels they have: c^2, c k^2 and 2 c parameters each.
@@ -403,13 +404,7 @@ def space(grammar: Grammar) -> ArraySpace:
     ((32,), (136, 32), (196,))
   """
   options = np.array(grammar.options)
-  edits = np.concatenate(
-    [
-      by * np.eye(len(options), dtype=np.int32)[[place]]
-      for place, number in enumerate(options)
-      for by in range(1, number)
-    ]
-  )
+  edited = tabular.edited(grammar.options)
 
   def sample(key: Key) -> jax.Array:
     drawn, other = jax.random.split(key)
@@ -424,13 +419,11 @@ def space(grammar: Grammar) -> ArraySpace:
     return rows.at[..., 2].set(second).reshape(-1)
 
   def neighbours(genotype: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows = (jnp.asarray(genotype)[None] + edits) % options[None]
-    rows = rows.astype(jnp.int32)
+    rows = edited(genotype)
     return rows, jax.vmap(lambda row: _legal(grammar, row))(rows)
 
   def mutate(key: Key, genotype: jax.Array) -> jax.Array:
-    rows, good = neighbours(genotype)
-    return rows[jax.random.categorical(key, jnp.where(good, 0.0, -jnp.inf))]
+    return tabular.one_of(key, *neighbours(genotype))
 
   def crossover(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
     child = jnp.where(jax.random.bernoulli(key, shape=a.shape), b, a)

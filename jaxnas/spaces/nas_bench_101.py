@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import ArraySpace, Key
+from jaxnas.spaces import tabular
 
 # What a vertex does, in the order of the official hash.
 OPS = ('conv3x3', 'conv1x1', 'maxpool3x3')
@@ -420,13 +421,7 @@ def _retried(propose, key, fallback, attempts):
   )[1]
 
 
-def _edits():
-  """(31, 26) what each single edit adds to a genotype, modulo the options."""
-  rows = []
-  for place, count in enumerate(OPTIONS):
-    for by in range(1, count):
-      rows.append(by * np.eye(len(OPTIONS), dtype=np.int32)[place])
-  return np.stack(rows)
+_edited = tabular.edited(OPTIONS)
 
 
 def neighbours(genotype: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -439,14 +434,13 @@ def neighbours(genotype: jax.Array) -> tuple[jax.Array, jax.Array]:
     (31, 26) genotypes, and which of them are legal. Some are the same network:
     edits of vertices that do nothing, without which no vertex could be added.
   """
-  rows = (genotype[None] + _edits()) % np.array(OPTIONS)[None]
-  return rows.astype(jnp.int32), jax.vmap(legal)(rows)
+  rows = _edited(genotype)
+  return rows, jax.vmap(legal)(rows)
 
 
 def mutate(key: Key, genotype: jax.Array) -> jax.Array:
   """One of the legal single edits, each as likely as another."""
-  rows, good = neighbours(genotype)
-  return rows[jax.random.categorical(key, jnp.where(good, 0.0, -jnp.inf))]
+  return tabular.one_of(key, *neighbours(genotype))
 
 
 def resample(key: Key, genotype: jax.Array, attempts: int = 100) -> jax.Array:

@@ -258,6 +258,13 @@ def _at(tree, *place):
   return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
+def normalised(x, params, mean, var, epsilon=_EPSILON):
+  """A batch norm of x, (..., channels), with the given statistics."""
+  scale = params['scale'] * lax.rsqrt(var + epsilon)
+  centred = x - layers.along(x, mean)
+  return layers.plus(centred * layers.along(x, scale), params['bias'])
+
+
 class _Pass(NamedTuple):
   """One way of passing through: what all layers have in common.
 
@@ -304,10 +311,7 @@ class _Pass(NamedTuple):
         stats,
         {'mean': mean, 'var': var},
       )
-    scale = params['scale'] * lax.rsqrt(var + _EPSILON)
-    centred = x - layers.along(x, mean)
-    y = layers.plus(centred * layers.along(x, scale), params['bias'])
-    return y, stats, self.seen(norm=x)
+    return normalised(x, params, mean, var), stats, self.seen(norm=x)
 
   def unit(self, params, stats, x, stride=1):
     """A convolution and its norm."""

@@ -64,7 +64,7 @@ def _checked(name: str, options: Sequence[int]) -> tuple[int, ...]:
   return options
 
 
-def _edits(options: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _edits(options: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
   """(N,) position and (N,) shift of every single edit."""
   edits = [
     (place, shift)
@@ -75,8 +75,19 @@ def _edits(options: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
   return places, shifts
 
 
-def _neighbours(options: tuple[int, ...]) -> Callable[[Any], jax.Array]:
-  """`f(genotype) -> (N, L)`: one position has another of its values."""
+def edited(options: Sequence[int]) -> Callable[[Any], jax.Array]:
+  """All single edits of a genotype: one position has another of its values.
+
+  Args:
+    options: how many values each of the L positions may take.
+
+  Returns:
+    A function of one genotype, (L,), to (N, L) int32, N = sum(options) - L.
+
+  Example:
+    >>> edited((3, 2))(jnp.array([2, 0])).tolist()
+    [[0, 0], [1, 0], [2, 1]]
+  """
   places, shifts = _edits(options)
   by = np.zeros((len(places), len(options)), np.int32)
   by[np.arange(len(places)), places] = shifts
@@ -86,6 +97,17 @@ def _neighbours(options: tuple[int, ...]) -> Callable[[Any], jax.Array]:
     return (jnp.asarray(genotype, jnp.int32)[None] + by) % counts
 
   return neighbours
+
+
+def one_of(key: Key, genotypes: jax.Array, legal: jax.Array) -> jax.Array:
+  """One of the legal genotypes, (N, L) and (N,), each as likely as another.
+
+  Example:
+    >>> some, legal = jnp.eye(3, dtype=int), jnp.array([False, True, False])
+    >>> one_of(jax.random.key(0), some, legal).tolist()
+    [0, 1, 0]
+  """
+  return genotypes[jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf))]
 
 
 def one_hot(options: Sequence[int]) -> Callable[[Any], jax.Array]:
@@ -173,7 +195,7 @@ def independent(name: str, options: Sequence[int]) -> ArraySpace:
   places, shifts = _edits(options)
   counts = np.array(options, np.int32)
   positions = np.arange(len(options))
-  around = _neighbours(options)
+  around = edited(options)
 
   def mutate(key: Key, genotype: Any) -> jax.Array:
     edit = below(jax.random.bits(key), len(places))
@@ -249,7 +271,7 @@ def listed(
   if (rows >= 0).sum() != size:
     raise ValueError(f'{name}: some genotypes are listed twice.')
   all_ = genotypes.astype(np.int32)
-  number, around = _number(options), _neighbours(options)
+  number, around = _number(options), edited(options)
 
   def index(genotype: Any) -> jax.Array:
     found = number(genotype)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnas.base import ArraySpace, Key, Stage, Table, Trials
+from jaxnas import combine
+from jaxnas.base import ArraySpace, Key, Stage, Table, Trials, check_counts
 from jaxnas.estimators import differences, predictors
 from jaxnas.estimators.predictors import Params, Prediction
 from jaxnas.spaces import tables, tabular
@@ -47,7 +48,7 @@ def wanderers(
     >>> (around != 0).sum(axis=1).max() <= 2
     Array(True, dtype=bool)
   """
-  predictors.counted('wanderers', of=of, count=count, steps=steps)
+  check_counts('wanderers', of=of, count=count, steps=steps)
 
   def propose(key: Key, held: Trials) -> jax.Array:
     parents, _ = trials.best(held, of)
@@ -263,7 +264,7 @@ def by_difference(
     >>> round(float(said[3]), 1)
     3.0
   """
-  predictors.counted('by_difference', reach=reach)
+  check_counts('by_difference', reach=reach)
   if over not in ('mean', 'max'):
     raise ValueError(
       f"by_difference: over must be 'mean' or 'max', got {over!r}."
@@ -420,7 +421,7 @@ def surrogate(
     ValueError: for a `keep` below one or a clip outside [0, 1); when run, for
       fewer pending than `keep`.
   """
-  predictors.counted('surrogate', keep=keep)
+  check_counts('surrogate', keep=keep)
   if not 0 <= clip < 1:
     raise ValueError(f'surrogate: clip must be in [0, 1), got {clip!r}.')
   read = space.encode if read is None else read
@@ -453,6 +454,54 @@ def surrogate(
     return held, (params, jnp.ones((), bool))
 
   return Stage(init, update, 'surrogate')
+
+
+def guided(
+  space: ArraySpace,
+  query: Stage,
+  judge: Judge,
+  propose: trials.Proposal,
+  *,
+  first: int,
+  keep: int,
+  name: str,
+  **how: Any,
+) -> Stage:
+  """One generation of a search in which a judge chooses among proposals.
+
+  Generation 0 asks random genotypes; each later one strikes out of what is
+  proposed all that was asked before, and asks what the judge scores best.
+
+  Args:
+    space: what is searched.
+    query: answers questions, such as `trials.query(table, 'val_ep200')`.
+    judge: learns from the trials, and scores.
+    propose: what it chooses among.
+    first: random genotypes.
+    keep: asked in a generation.
+    name: of the stage.
+    **how: more arguments of `surrogate`.
+
+  Returns:
+    A stage; g generations use `first + (g - 1) * keep` slots of trials.
+
+  Raises:
+    ValueError: for numbers below one, and as `surrogate`.
+  """
+  founding = combine.chain(
+    trials.ask(trials.sampled(space, first)), trials.unseen(space), query
+  )
+  later = combine.chain(
+    trials.ask(propose),
+    trials.unseen(space),
+    surrogate(space, judge, keep=keep, **how),
+    query,
+  )
+  return combine.chain(
+    combine.when(lambda held: held.generation == 0, founding),
+    combine.when(lambda held: held.generation > 0, later),
+    name=name,
+  )
 
 
 def _known(held: Trials, read: Features, clip: float) -> Known:
@@ -492,10 +541,10 @@ def pretrained(
     KeyError: for a column that the table has not.
     ValueError: for no example.
   """
-  predictors.counted('pretrained', examples=examples)
+  check_counts('pretrained', examples=examples)
   space = table.space
-  values = standardised(tables.column(table, column))
-  measured = jnp.isfinite(tables.column(table, column))
+  told = tables.column(table, column)
+  values, measured = standardised(told), jnp.isfinite(told)
   read = space.encode if read is None else read
 
   def learn(key: Key) -> Params:

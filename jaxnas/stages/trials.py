@@ -17,7 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas import combine
-from jaxnas.base import ArraySpace, Cost, Key, Stage, State, Table, Trials
+from jaxnas.base import (
+  ArraySpace,
+  Cost,
+  Key,
+  Stage,
+  State,
+  Table,
+  Trials,
+  check_counts,
+)
+from jaxnas.run import further
 from jaxnas.spaces import tables
 from jaxnas.spaces.tabular import below
 from jaxnas.stages.quick_keys import quick
@@ -133,7 +143,7 @@ def sampled(space: ArraySpace, count: int = 1) -> Proposal:
     >>> sampled(space, 3)(jax.random.key(0), start(space, 4)).shape
     (3, 6)
   """
-  _positive('sampled', count=count)
+  check_counts('sampled', count=count)
 
   def propose(key: Key, held: Trials) -> jax.Array:
     del held
@@ -165,7 +175,7 @@ def mutants(
   Raises:
     ValueError: for a number below one.
   """
-  _positive('mutants', size=size, entrants=entrants, count=count)
+  check_counts('mutants', size=size, entrants=entrants, count=count)
 
   def propose(key: Key, held: Trials) -> jax.Array:
     genotypes, fitness = youngest(held, size)
@@ -194,7 +204,7 @@ def neighbours(space: ArraySpace, of: int = 1) -> Proposal:
   Raises:
     ValueError: for a number below one.
   """
-  _positive('neighbours', of=of)
+  check_counts('neighbours', of=of)
 
   def propose(key: Key, held: Trials) -> jax.Array:
     del key
@@ -275,7 +285,7 @@ def accepted(
     >>> draw(jax.random.key(0), start(space, 4))[:, 0].tolist()
     [3, 3, 3, 3]
   """
-  _positive('accepted', count=count, tries=tries)
+  check_counts('accepted', count=count, tries=tries)
 
   def one(key: Key) -> jax.Array:
     def draw(carry):
@@ -367,7 +377,7 @@ def keep(
   Raises:
     ValueError: for a count below one, and when run for more than are pending.
   """
-  _positive('keep', count=count)
+  check_counts('keep', count=count)
 
   def update(key: Key, held: Trials) -> Trials:
     pending = held.pending.shape[0]
@@ -381,7 +391,11 @@ def keep(
       value = _ranked(score(key, held))
     # What is struck out comes after the worst that is wanted.
     order = jnp.lexsort((-value, ~held.wanted))[:count]
-    return held._replace(pending=held.pending[order], wanted=held.wanted[order])
+    return held._replace(
+      pending=held.pending[order],
+      wanted=held.wanted[order],
+      source=None if held.source is None else held.source[order],
+    )
 
   return combine.stage(update, 'keep')
 
@@ -416,49 +430,78 @@ def query(
   columns = {name: tables.column(table, held) for name, held in names.items()}
   if cost is not None:
     columns['cost'] = tables.column(table, cost)
-  looked_up = {*columns, 'cost'}
 
   def update(key: Key, held: Trials) -> Trials:
     del key
-    pending, slots = held.pending.shape[0], held.index.shape[0]
-    if not pending:
-      raise ValueError('query: nothing is pending; add ask() before query().')
-    if pending > slots:
+    if held.source is not None:
       raise ValueError(
-        f'query: {pending} genotypes are pending, and there are {slots} slots.'
-      )
-    if looked_up != set(held.metrics):
-      raise ValueError(
-        f'query: it looks up {", ".join(sorted(looked_up))}, and the trials '
-        f'hold {", ".join(sorted(held.metrics))}; give both the same names.'
+        'query: some of what is pending goes on from earlier questions; '
+        'climb() looks up rungs.'
       )
     index = jax.vmap(table.space.index)(held.pending)
-    room = jnp.asarray(held.count) + pending <= slots
-    asked = held.wanted & (index >= 0) & room
-    at = jnp.minimum(held.count, slots - pending)
-
-    def write(into, values):
-      old = jax.lax.dynamic_slice_in_dim(into, at, pending)
-      values = jnp.where(room, values, old)
-      return jax.lax.dynamic_update_slice_in_dim(into, values, at, 0)
-
     values = {name: column[index] for name, column in columns.items()}
-    values = {'cost': jnp.zeros(pending), **values}
-    metrics = {
-      name: write(held.metrics[name], jnp.where(asked, values[name], jnp.nan))
-      for name in held.metrics
-    }
-    return held._replace(
-      genotypes=write(held.genotypes, held.pending),
-      index=write(held.index, jnp.where(asked, index, -1)),
-      metrics=metrics,
-      count=jnp.where(room, held.count + pending, held.count),
-      pending=held.pending[:0],
-      wanted=held.wanted[:0],
-      spent=held.spent.add(evaluations=asked.sum()),
-    )
+    return answered(held, index, values)
 
   return combine.stage(update, 'query')
+
+
+def answered(
+  held: Trials, index: jax.Array, metrics: Mapping[str, jax.Array]
+) -> Trials:
+  """The trials with answers to what is pending added to them.
+
+  What every stage that answers does in the end. A slot is used for every
+  pending genotype; where it is struck out, or its index is -1, or no slots are
+  left, the answer is dropped.
+
+  Args:
+    held: trials with K genotypes pending.
+    index: (K,) of their networks, -1 for what is illegal.
+    metrics: (K,) by name; `cost` is zero if it is not among them.
+
+  Returns:
+    The trials, with nothing pending.
+
+  Raises:
+    ValueError: if nothing is pending, or more than there are slots, or for
+      other metrics than the trials hold.
+  """
+  pending, slots = held.pending.shape[0], held.index.shape[0]
+  if not pending:
+    raise ValueError('query: nothing is pending; add ask() before query().')
+  if pending > slots:
+    raise ValueError(
+      f'query: {pending} genotypes are pending, and there are {slots} slots.'
+    )
+  if {*metrics, 'cost'} != set(held.metrics):
+    raise ValueError(
+      f'query: it looks up {", ".join(sorted({*metrics, "cost"}))}, and the '
+      f'trials hold {", ".join(sorted(held.metrics))}; give both the same '
+      'names.'
+    )
+  room = jnp.asarray(held.count) + pending <= slots
+  asked = held.wanted & (index >= 0) & room
+  at = jnp.minimum(held.count, slots - pending)
+
+  def write(into, values):
+    old = jax.lax.dynamic_slice_in_dim(into, at, pending)
+    values = jnp.where(room, values, old)
+    return jax.lax.dynamic_update_slice_in_dim(into, values, at, 0)
+
+  values = {'cost': jnp.zeros(pending), **metrics}
+  return held._replace(
+    genotypes=write(held.genotypes, held.pending),
+    index=write(held.index, jnp.where(asked, index, -1)),
+    metrics={
+      name: write(into, jnp.where(asked, values[name], jnp.nan))
+      for name, into in held.metrics.items()
+    },
+    count=jnp.where(room, held.count + pending, held.count),
+    pending=held.pending[:0],
+    wanted=held.wanted[:0],
+    spent=held.spent.add(evaluations=asked.sum()),
+    source=None,
+  )
 
 
 class Incumbents(NamedTuple):
@@ -480,7 +523,8 @@ class Incumbents(NamedTuple):
 def incumbents(held: Trials, *, free_repeats: bool = False) -> Incumbents:
   """The best so far, by fitness, after each slot of one search.
 
-  A budget of time or questions is read off this, see `within`.
+  A budget of time or questions is read off this, see `within`. Of trials with
+  rungs (`stages.rungs`) only those of the highest rung reached so far count.
 
   Args:
     held: the trials of one search; `jax.vmap` this for many.
@@ -501,14 +545,21 @@ def incumbents(held: Trials, *, free_repeats: bool = False) -> Incumbents:
   slots = jnp.arange(held.index.shape[0], dtype=jnp.int32)
   asked = held.index >= 0
   fitness = jnp.where(asked, _ranked(held.metrics['fitness']), -jnp.inf)
-  most = jax.lax.cummax(fitness)
+  value = fitness
+  if 'rung' in held.metrics:
+    # Only those of the highest rung so far can be compared with each other.
+    rung = jnp.where(asked, held.metrics['rung'], 0)
+    order = jnp.lexsort((-slots, fitness, rung))
+    value = jnp.zeros_like(fitness).at[order].set(slots.astype(fitness.dtype))
+    value = jnp.where(fitness > -jnp.inf, value, -jnp.inf)
+  most = jax.lax.cummax(value)
   before = jnp.concatenate([jnp.full(1, -jnp.inf), most[:-1]])
-  at = jax.lax.cummax(jnp.where(fitness > before, slots, -1))
+  at = jax.lax.cummax(jnp.where(value > before, slots, -1))
   counted = asked & _first(held.index) if free_repeats else asked
   cost = jnp.where(counted, jnp.nan_to_num(held.metrics['cost']), 0.0)
   return Incumbents(
     jnp.where(at < 0, -1, held.index[at]),
-    jnp.where(at < 0, jnp.nan, most),
+    jnp.where(at < 0, jnp.nan, fitness[at]),
     jnp.cumsum(counted.astype(jnp.int32)),
     jnp.cumsum(cost),
   )
@@ -526,17 +577,17 @@ def within(spent: jax.Array, budget: float) -> jax.Array:
   """The last slot at which a budget was not yet exceeded.
 
   Args:
-    spent: (Q,) growing, such as the `cost` or `queries` of `incumbents`.
+    spent: (..., Q) growing, such as the `cost` or `queries` of `incumbents`.
     budget: in its unit.
 
   Returns:
-    () the slot, -1 if the first one exceeds it.
+    (...) the slot, -1 if the first one exceeds it.
 
   Example:
     >>> int(within(jnp.array([1.0, 2.0, 2.0, 3.0]), 2.5))
     2
   """
-  return jnp.sum(spent <= budget) - 1
+  return jnp.sum(spent <= budget, axis=-1) - 1
 
 
 def side_by_side(stage: Stage, *, rounds: int = 1) -> Stage:
@@ -556,22 +607,14 @@ def side_by_side(stage: Stage, *, rounds: int = 1) -> Stage:
   Raises:
     ValueError: for rounds below one.
   """
-  _positive('side_by_side', rounds=rounds)
-  axes = Trials(0, 0, 0, None, 0, 0, None, None)
+  check_counts('side_by_side', rounds=rounds)
+  axes = Trials(0, 0, 0, None, 0, 0, *(None,) * 4)
 
   def init(held: Trials) -> State:
     return jax.vmap(stage.init, in_axes=(axes,))(_bare(held, 0))
 
   def search(key: Key, held: Trials, state: State) -> tuple[Trials, State]:
-    def step(carry, generation):
-      held, state = carry
-      own = jax.random.fold_in(key, generation)
-      held, state = stage.update(own, held, state)
-      return (held._replace(generation=generation + 1), state), ()
-
-    generations = held.generation + jnp.arange(rounds)
-    carry = jax.tree.map(jnp.asarray, (held, state))
-    return jax.lax.scan(step, carry, generations)[0]
+    return further(key, stage, held, state, rounds)[:2]
 
   @jax.jit
   def program(key: Key, held: Trials, state: State):
@@ -613,7 +656,7 @@ def many(held: Trials, searches: int) -> Trials:
     >>> first.genotypes.shape, first.count.shape
     ((5, 10, 6), ())
   """
-  _positive('many', searches=searches)
+  check_counts('many', searches=searches)
 
   def copied(leaf: jax.Array) -> jax.Array:
     return jnp.tile(leaf[None], (searches, *(1,) * leaf.ndim))
@@ -625,11 +668,3 @@ def many(held: Trials, searches: int) -> Trials:
     pending=copied(held.pending),
     wanted=copied(held.wanted),
   )
-
-
-def _positive(name: str, **counts: int) -> None:
-  for field, count in counts.items():
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-      raise ValueError(
-        f'{name}: {field} must be a whole number of at least 1, got {count!r}.'
-      )

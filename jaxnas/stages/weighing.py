@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnas.base import Key, Stage, Trials
+from jaxnas.base import Key, Stage, Trials, check_counts
 from jaxnas.estimators import predictors
 from jaxnas.stages import trials
 from jaxnas.stages.surrogate import Acquisition, targets, upper
@@ -110,9 +110,7 @@ def weigh(
   Raises:
     ValueError: for numbers below one, or arrays that do not agree.
   """
-  predictors.counted(
-    'weigh', explore=explore, total=total, candidates=candidates
-  )
+  check_counts('weigh', explore=explore, total=total, candidates=candidates)
   pool, metrics = jnp.asarray(pool, jnp.int32), jnp.asarray(metrics)
   index = jnp.asarray(index, jnp.int32)
   if metrics.ndim != 2 or not len(pool) == len(metrics) == len(index):

@@ -43,6 +43,7 @@ from jaxnas import algorithms, spaces
 from jaxnas.base import Table
 from jaxnas.run import rounds
 from jaxnas.stages import quick, trials
+from launch.bench import delta_nas
 
 _TABLE = flags.DEFINE_string('table', 'nb201_cifar10', 'The table.')
 _SEEDS = flags.DEFINE_integer('seeds', 1000, 'Seeds of the compiled call.')
@@ -234,19 +235,12 @@ def others(table: Table) -> dict[str, Any]:
   return measured
 
 
-def delta() -> dict[str, Any]:
-  """What `launch.bench.delta_nas` measures, if it is there."""
-  if importlib.util.find_spec('launch.bench.delta_nas') is None:
-    return {}
-  return importlib.import_module('launch.bench.delta_nas').measure()
-
-
 def main(argv: list[str]) -> None:
   del argv
   table = spaces.load(_TABLE.value)
   measured = speed(table, _SEEDS.value)
   if not _WITHOUT.value:
-    measured |= {**others(table), **delta()}
+    measured |= {**others(table), **delta_nas.measure()}
   print(json.dumps(measured))
 
 
