@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
       'data_dir': '',
       'examples': {'train': 0, 'test': 0},
       # Of the first stage, and cells in each of three, before any reduction.
-      'net': {'channels': 8, 'repeats': 1},
+      'cells': {'channels': 8, 'repeats': 1},
       # Channels, resolution, samples, and the epochs of the whole ladder.
       'fidelity': 'c2r0s0e12',
       'batch': 64,

@@ -92,10 +92,10 @@ def reduce(
 ) -> Task:
   """An image task at a lower fidelity, but for channels and epochs.
 
-  Images of all splits are reduced by averaging what lies under a pixel, and
-  stored so; augmentation does to them what it did to the whole images, which
-  are blown up for it and reduced again. The training split is a random subset,
-  the same for the same key; the others stay whole.
+  Images of all splits are reduced (linearly, against aliasing), and stored so.
+  Augmentation does to them what it did to the whole images: they are blown up
+  for it and reduced again. The training split is a random subset, the same for
+  the same key; the others stay whole.
 
   Args:
     task: of images, (height, width, channels) stored as they are read.

@@ -39,8 +39,8 @@ RULES = {
   'seed': (0, 2**32 - 1),  # JAX's keys hold no more.
   'batch': (1, None),
   'generations': (2, None),
-  'net.channels': (1, None),
-  'net.repeats': (1, None),
+  'cells.channels': (1, None),
+  'cells.repeats': (1, None),
   'optimizer.learning_rate': (0, None),
   'optimizer.weight_decay': (0, None),
   'optimizer.clip': (0, None),
@@ -122,7 +122,7 @@ def ladder(settings: Settings) -> Ladder:
 def make_net(settings: Settings, task: Task, setting: str) -> supernet.Supernet:
   """The networks of NAS-Bench-201 for a task, as wide as a fidelity says."""
   index = fidelity.parse(setting).channels
-  held = settings['net']
+  held = settings['cells']
   channels = fidelity.reduced(held['channels'], index)
   return _net(channels, held['repeats'], task.outputs, task.shape)
 

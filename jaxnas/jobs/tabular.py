@@ -28,6 +28,7 @@ from jaxnas import (
 from jaxnas.algorithms.array_nsga import front, hypervolume
 from jaxnas.algorithms.local_search import slots as local_slots
 from jaxnas.base import Stage, Table, Trials
+from jaxnas.jobs.evolution import numbers
 from jaxnas.jobs.job import write_results
 from jaxnas.jobs.settings import Settings, check, one_of, resolve, several_of
 from jaxnas.stages import trials
@@ -52,6 +53,17 @@ REPEATS = {'paid': False, 'free': True}
 # RoBoT weighs, joined by ','; and the genotype that PNAS starts from, joined by
 # '-'.
 PREDICTED = {'first': 20, 'keep': 5, 'columns': '', 'base': '1-1-1-1-1-1'}
+# Of ladders, where a config has no section `ladder`: the columns of the rungs
+# and of what it takes to get there from the start, joined by ','; random
+# genotypes in the beginning, how many go on from each rung but the last and
+# have a child on each, joined by '-'.
+LADDER = {
+  'signals': 'val_ep12,val_ep200',
+  'costs': 'train_time_ep12_s,train_time_ep200_s',
+  'first': 16,
+  'promote': '2',
+  'mothers': '8-8',
+}
 # Points of a curve.
 _GRID = 200
 # Of the two objectives of fronts: no accuracy at all, and half as much again as
@@ -66,11 +78,13 @@ class Arm(NamedTuple):
     stage: one generation of one search.
     generations: in which it asks as much as `tabular.queries`.
     slots: of the trials, that a generation takes.
+    metrics: that its trials know, beside those of all.
   """
 
   stage: Stage
   generations: int
   slots: int = 1
+  metrics: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
@@ -259,6 +273,67 @@ def _robot(settings: Settings, table: Table) -> Arm:
   return Arm(stage, 2 * total - 1)
 
 
+def _laddered(settings: Settings) -> dict[str, Any]:
+  return {'ladder': LADDER | dict(settings.get('ladder', {}))}
+
+
+def _rungs(settings: Settings, table: Table, rungs: slice) -> Stage:
+  """The stage that answers by some of the ladder's rungs."""
+  held = _laddered(settings)['ladder']
+  signals, costs = (_each(held[name], ',') for name in ('signals', 'costs'))
+  score = stages.by_rung(table, signals[rungs], costs[rungs])
+  return stages.climb(table.space, score)
+
+
+def _econas(settings: Settings, table: Table) -> Arm:
+  held = _laddered(settings)
+  promote, mothers = (
+    numbers(held, f'ladder.{name}') for name in ('promote', 'mothers')
+  )
+  stage = algorithms.econas(
+    table.space,
+    _rungs(settings, table, slice(None)),
+    first=held['ladder']['first'],
+    promote=promote,
+    mothers=mothers,
+  )
+  slots = algorithms.econas_slots(promote, mothers)
+  return _on_rungs(settings, stage, max(slots, held['ladder']['first']))
+
+
+def _on_rungs(settings: Settings, stage: Stage, slots: int) -> Arm:
+  generations = math.ceil(settings['tabular']['queries'] / slots)
+  return Arm(stage, generations, slots, stages.RUNGS)
+
+
+def _halving(settings: Settings, table: Table) -> Arm:
+  held = _laddered(settings)
+  keep = numbers(held, 'ladder.promote')
+  first = sum(numbers(held, 'ladder.mothers'))
+  answer = _rungs(settings, table, slice(None))
+  stage = algorithms.halving(table.space, answer, first=first, keep=keep)
+  return _on_rungs(settings, stage, first + sum(keep))
+
+
+def _flat(rungs: slice) -> Callable[..., Arm]:
+  """The evolution of EcoNAS on one rung alone."""
+
+  def arm(settings: Settings, table: Table) -> Arm:
+    held = _laddered(settings)
+    children = sum(numbers(held, 'ladder.mothers'))
+    first = held['ladder']['first']
+    stage = algorithms.econas(
+      table.space,
+      _rungs(settings, table, rungs),
+      first=first,
+      promote=(),
+      mothers=(children,),
+    )
+    return _on_rungs(settings, stage, max(children, first))
+
+  return arm
+
+
 def _genotypes(table: Table) -> np.ndarray:
   """One genotype of every network of a small space."""
   options = table.space.options
@@ -289,6 +364,10 @@ SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
   'pnas': _pnas(None),
   'random_beam': _pnas(stages.by_chance),
   'robot': _robot,
+  'econas': _econas,
+  'halving': _halving,
+  'flat_first': _flat(slice(0, 1)),
+  'flat_last': _flat(slice(-1, None)),
 }
 # Those that need a second objective.
 FRONTS = ('nsga', 'eeea')
@@ -301,6 +380,9 @@ PREDICTING = (
   'neighbour',
   'bananas',
 )
+
+
+LADDERS = ('econas', 'halving', 'flat_first', 'flat_last')
 
 
 def refuse(settings: Settings) -> None:
@@ -330,6 +412,8 @@ def refuse(settings: Settings) -> None:
       f'--config.tabular.queries lets a search ask {held["queries"]}.'
     )
   _refuse_predicted(settings, arms)
+  if set(arms) & set(LADDERS):
+    _refuse_ladder(settings)
   for arm in arms:
     if arm in FRONTS and not less(settings):
       raise ValueError(
@@ -363,6 +447,24 @@ def _refuse_predicted(settings: Settings, arms: tuple[str, ...]) -> None:
     raise ValueError('--config.tabular.queries must be at least 2 for robot.')
 
 
+def _refuse_ladder(settings: Settings) -> None:
+  held = _laddered(settings)
+  check(held, {'ladder.first': (1, None)})
+  rungs = len(_each(held['ladder']['signals'], ','))
+  for name, wanted in (('promote', rungs - 1), ('mothers', rungs)):
+    found = numbers(held, f'ladder.{name}')
+    if len(found) != wanted or not sum(found):
+      raise ValueError(
+        f'--config.ladder.{name} must be {wanted} numbers, some above 0, for '
+        f'the {rungs} rungs of --config.ladder.signals; got {found}.'
+      )
+  if len(_each(held['ladder']['costs'], ',')) not in (0, rungs):
+    raise ValueError(
+      f'--config.ladder.costs must be {rungs} columns or none, got '
+      f'{held["ladder"]["costs"]!r}.'
+    )
+
+
 def read(settings: Settings) -> Table:
   """The table that the settings name, with all columns that they name.
 
@@ -382,6 +484,10 @@ def read(settings: Settings) -> Table:
     _refuse_column(table, f'tabular.{flag}', column)
   for column in _columns(settings):
     _refuse_column(table, 'predicted.columns', column)
+  if set(held['arms'].split('-')) & set(LADDERS):
+    for name in ('signals', 'costs'):
+      for column in _each(_laddered(settings)['ladder'][name], ','):
+        _refuse_column(table, f'ladder.{name}', column)
   if 'eeea' in held['arms'].split('-') and 'params' not in table.columns:
     raise ValueError(
       '--config.tabular.arms: eeea needs the column params, which the table of '
@@ -474,7 +580,9 @@ def _conducted(arm, ready: Arm, key, settings, table, path, show) -> Trials:
   chunks = min(settings['generations'], ready.generations)
   rounds = math.ceil(ready.generations / chunks)
   start = trials.start(
-    table.space, chunks * rounds * ready.slots, metrics=less(settings)
+    table.space,
+    chunks * rounds * ready.slots,
+    metrics=(*less(settings), *ready.metrics),
   )
   search = workdir.Search(
     arm,

@@ -1,0 +1,322 @@
+"""Array searches on real networks: what trainers and `teach` promise."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+import rich.console
+
+from configs import econas_digits
+from jaxnas import (
+  algorithms,
+  jobs,
+  learners,
+  run,
+  spaces,
+  stages,
+  tasks,
+  workdir,
+)
+from jaxnas.base import Taught, Trainer
+from jaxnas.run import count_compilations
+from jaxnas.spaces import supernet
+from jaxnas.stages import trials
+
+# Programs run a few times only: compiling would take most of the time.
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
+KEY = jax.random.key(0)
+SPACE = spaces.nas_bench_201.space()
+CELLS = np.array([[3, 1, 2, 3, 1, 3], [1, 2, 3, 0, 4, 3], [3] * 6])
+
+
+def small_task(count=64):
+  whole = tasks.digits()
+
+  def cut(split, count):
+    return jax.tree.map(lambda leaf: leaf[:count], split)
+
+  return whole._replace(
+    train=cut(whole.train, count), valid=cut(whole.valid, 40)
+  )
+
+
+@pytest.fixture(scope='module')
+def task():
+  return small_task()
+
+
+@pytest.fixture(scope='module')
+def net(task):
+  return supernet.nas_bench_201(channels=2, repeats=1, shape=task.shape)
+
+
+def optimizer(steps=24):
+  return optax.sgd(optax.cosine_decay_schedule(0.1, steps), momentum=0.9)
+
+
+@pytest.fixture(scope='module')
+def trainer(net, task):
+  return learners.as_data(net, task, optimizer(), epochs=2, batch=16, slots=2)
+
+
+def keys(count=3):
+  return list(jax.random.split(KEY, count))
+
+
+def equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope='module')
+def taught(trainer, quick_compiler):
+  return trainer.train(keys(), CELLS, [None] * 3)
+
+
+def test_what_becomes_of_a_network_depends_on_nobody_beside_it(trainer, taught):
+  alone = trainer.train(keys()[2:], CELLS[2:], [None])
+  equal(alone[0].state, taught[2].state)
+  assert alone[0].fitness == taught[2].fitness
+  assert [each.examples for each in taught] == [2 * 64] * 3
+
+
+def test_a_rung_goes_on_where_the_last_one_ended(trainer, taught):
+  first = taught[0]
+  more = trainer.train(keys()[:1], CELLS[:1], [first.state])[0]
+  count = optax.tree.get(first.state.opt_state, 'count')
+  # Eight steps in a rung, and the schedule is not begun anew.
+  assert count == 8 and optax.tree.get(more.state.opt_state, 'count') == 16
+  assert more.fitness >= first.fitness  # The best so far.
+  heir = trainer.train(keys()[:1], CELLS[:1], [trainer.heir(first.state)])[0]
+  assert optax.tree.get(heir.state.opt_state, 'count') == 8
+  fresh = trainer.train(keys()[:1], CELLS[:1], [None])[0]
+  equal(fresh.state, first.state)
+  apart = jax.tree.leaves(
+    jax.tree.map(
+      lambda a, b: np.abs(a - b).max(), heir.state.net, fresh.state.net
+    )
+  )
+  assert max(apart) > 0  # Hers, and not its own fresh ones.
+
+
+def test_a_network_that_diverged_has_no_fitness(net, task):
+  wild = learners.as_data(net, task, optax.sgd(1e30), epochs=1, batch=16)
+  (lost,) = wild.train(keys(1), CELLS[:1], [None])
+  assert np.isnan(lost.fitness)
+
+
+def test_one_program_for_all_cells_and_rungs(trainer, taught):
+  with count_compilations() as compiled:
+    trainer.train(keys(), CELLS[::-1], [None, taught[1].state, None])
+  assert len(compiled) <= 2  # None of training: keys are split and folded.
+
+
+@pytest.mark.slow
+def test_unrolled_networks_learn_as_well_and_inherit_by_name(net):
+  task = tasks.digits()
+  tx = optax.sgd(0.1, momentum=0.9)
+  as_data, unrolled = (
+    make(first, task, tx, epochs=8, batch=64)
+    for make, first in (
+      (
+        learners.as_data,
+        supernet.nas_bench_201(channels=4, repeats=1, shape=task.shape),
+      ),
+      (
+        learners.unrolled,
+        lambda cell: spaces.cell_networks.nas_bench_201(
+          cell, channels=4, repeats=1, shape=task.shape
+        ),
+      ),
+    )
+  )
+  both = [t.train(keys(1), CELLS[2:], [None])[0] for t in (as_data, unrolled)]
+  assert both[0].examples == both[1].examples
+  assert min(each.fitness for each in both) > 0.7
+  state = unrolled.heir(both[1].state)
+  other = unrolled.train(keys(1), CELLS[:1], [state])[0]
+  again = unrolled.train(keys(1), CELLS[:1], [None])[0]
+  assert other.fitness > again.fitness
+
+
+def counted(found):
+  """A trainer that trains nothing: a network is how often it was trained."""
+
+  def train(keys, genotypes, states):
+    found.append((np.array(genotypes), list(states)))
+    return [
+      Taught((0 if state is None else state) + 1, float(cell.sum()), 5)
+      for cell, state in zip(genotypes, states)
+    ]
+
+  return Trainer(train, lambda state: state + 100)
+
+
+def climbed(heir=None, generations=6, remember=63):
+  asked = []
+  trainer = counted(asked)
+  more = {'heir': trainer.heir} if heir else {}
+  answer = stages.teach(SPACE, trainer, remember=remember, **more)
+  stage = algorithms.econas(
+    SPACE, answer, first=4, promote=(2, 1), mothers=(2, 1, 1)
+  )
+  start = trials.start(SPACE, 4 + 5 * 7, metrics=stages.RUNGS)
+  return run(KEY, stage, start, generations)[0], asked
+
+
+def test_weights_follow_their_networks():
+  last, asked = climbed()
+  rung = np.asarray(last.metrics['rung'])
+  # What was trained n times is on rung n, and is remembered so.
+  for slot, state in last.memory.items():
+    assert state == rung[int(slot)]
+  assert {1, 2, 3} == set(last.memory.values())
+  gone = last.metrics['source'][rung > 1].astype(int)
+  assert not set(map(str, gone.tolist())) & set(last.memory)
+  assert last.spent.examples == 5 * np.isfinite(rung).sum()
+  assert np.nansum(last.metrics['cost']) == last.spent.examples
+  inherited, _ = climbed(heir=True)
+  assert max(inherited.memory.values()) > 100
+  # A child is on rung 1 whatever it began with.
+  assert (np.nan_to_num(inherited.metrics['rung']) <= 3).all()
+
+
+def test_only_the_last_are_remembered():
+  last, _ = climbed(remember=7, generations=2)
+  assert min(map(int, last.memory)) >= int(last.count) - 7
+  with pytest.raises(ValueError, match='give a larger remember'):
+    climbed(remember=1)
+
+
+def test_every_array_search_may_be_taught(trainer):
+  answer = stages.teach(SPACE, trainer)
+  stage = algorithms.array_evolution(SPACE, answer, size=2, entrants=2)
+  last, _ = run(KEY, stage, trials.start(SPACE, 3), 3)
+  assert int(last.spent.evaluations) == 3 and not last.memory
+  assert np.isfinite(np.asarray(last.metrics['fitness'])).all()
+  with pytest.raises(ValueError, match='trained on the host'):
+    jax.jit(lambda held: stage.update(KEY, held, stage.init(held)))(
+      trials.start(SPACE, 3)
+    )
+
+
+def config(**changes):
+  settings = econas_digits.get_config()
+  settings.quick = True
+  settings.when_quick = {}
+  settings.cells.channels = 2
+  settings.fidelity, settings.retrain.fidelity = 'c0r2s2e3', 'c0r2s2e1'
+  settings.retrain.best = 2
+  settings.generations = 3
+  settings.ladder.arms = 'econas-random'
+  settings.update_from_flattened_dict(
+    {name.replace('__', '.'): value for name, value in changes.items()}
+  )
+  return settings
+
+
+def ran(settings, folder):
+  text = io.StringIO()
+  console = rich.console.Console(file=text, width=120)
+  return jobs.run(settings, folder, console=console), text.getvalue()
+
+
+TIMED = ('compilations', 'seconds', 'compiling')
+
+
+def timeless(summary):
+  return {
+    name: {k: v for k, v in row.items() if k not in TIMED}
+    for name, row in summary['arms'].items()
+  }
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, quick_compiler):
+  folder = tmp_path_factory.mktemp('job') / 'run'
+  return folder, *ran(config(), folder)
+
+
+def test_a_job_leaves_everything_it_promises(whole):
+  folder, summary, text = whole
+  assert json.loads((folder / 'summary.json').read_text()) == summary
+  assert (folder / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+  assert (folder / 'report.html').stat().st_size > 1000
+  row = summary['arms']['econas']
+  assert row['networks'] >= 4 and row['topped'] >= 1
+  # 584 images, so nine batches of 64.
+  assert row['examples'] % (9 * 64) == 0
+  net = workdir.load_network(folder / 'best')
+  found = summary['arms'][summary['best']]['cell']
+  cell = spaces.nas_bench_201.parse(found)
+  assert net.spec == supernet.nas_bench_201(
+    channels=2, repeats=1, shape=(4, 4, 1)
+  ).spec(cell)
+  for word in ('econas', 'random', 'digits at c0r2s2'):
+    assert word in text
+
+
+def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
+  whole, tmp_path, monkeypatch
+):
+  real, calls = workdir.summary_row, iter(range(100))
+
+  class Stopped(Exception):
+    pass
+
+  def row(population):
+    if next(calls) in (2, 4, 7):
+      raise Stopped
+    return real(population)
+
+  monkeypatch.setattr(workdir, 'summary_row', row)
+  stopped = 0
+  for _ in range(9):
+    try:
+      again, _ = ran(config(), tmp_path / 'run')
+      break
+    except Stopped:
+      stopped += 1
+  assert stopped == 3
+  assert timeless(again) == timeless(whole[1])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'fidelity': 'c4r4s0'}, 'fidelity: a fidelity is written'),
+    ({'retrain__fidelity': 'x'}, 'retrain.fidelity: a fidelity is'),
+    ({'fidelity': 'c0r0s0e4'}, 'has 4 epochs, which 3 rungs do not divide'),
+    ({'ladder__promote': '2'}, 'promote has 1 numbers and .*mothers 3'),
+    ({'ladder__promote': '2-0'}, 'promote must be above 0'),
+    ({'ladder__mothers': '0-0-0'}, 'mothers, got'),
+    ({'ladder__mothers': 'many'}, 'mothers must be whole numbers'),
+    ({'ladder__arms': 'climb'}, 'arms must be of econas, flat'),
+    ({'ladder__arms': 'flat', 'ladder__mothers': '2-2-1'}, 'in whole epochs'),
+    (
+      {'ladder__arms': 'halving', 'ladder__promote': '1-2'},
+      'must not grow for the arm halving',
+    ),
+    (
+      {'ladder__arms': 'screened', 'ladder__proxy': 'luck'},
+      'proxy must be one of',
+    ),
+    ({'cells__channels': 0}, 'cells.channels must be at least 1'),
+    ({'generations': 1}, 'generations must be at least 2'),
+  ],
+)
+def test_what_is_wrong_is_said_before_anything_is_made(tmp_path, changes, says):
+  with pytest.raises(ValueError, match=says):
+    ran(config(**changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arm', ['flat', 'halving', 'inherited', 'screened'])
+def test_every_arm_runs(arm, tmp_path):
+  settings = config(ladder__arms=arm, retrain__best=1, fidelity='c0r2s2e12')
+  (row,) = ran(settings, tmp_path / 'run')[0]['arms'].values()
+  assert row['examples'] > 0 and 0 <= row['test_accuracy'] <= 1
