@@ -13,12 +13,15 @@ def get_config() -> ml_collections.ConfigDict:
       'dataset': 'digits',
       'data_dir': '',
       'examples': {'train': 0, 'test': 0},
+      # nas_bench_201, one program for all cells; or econas, the cells of the
+      # paper, of which each compiles, and `repeats` counts them all.
+      'space': 'nas_bench_201',
       # Of the first stage, and cells in each of three, before any reduction.
-      'cells': {'channels': 8, 'repeats': 1},
+      'cells': {'channels': 4, 'repeats': 1},
       # Channels, resolution, samples, and the epochs of the whole ladder.
-      'fidelity': 'c2r0s0e12',
+      'fidelity': 'c2r0s2e12',
       'batch': 64,
-      'generations': 21,
+      'generations': 11,
       'optimizer': {
         'learning_rate': 0.1,
         'weight_decay': 3e-4,
@@ -36,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
         'proxy': 'naswot',
       },
       'retrain': {
-        'fidelity': 'c0r0s0e30',
+        'fidelity': 'c0r0s0e12',
         'best': 3,
         'learning_rate': 0.1,
       },

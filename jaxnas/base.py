@@ -343,12 +343,12 @@ class Trainer(NamedTuple):
     train: `train(keys, genotypes, states) -> list of Taught` of K genotypes,
       (K, L), each with a key of its own, and a state to go on from, or None to
       begin from fresh weights. What becomes of one depends on nobody beside it.
-    heir: `heir(state) -> state` of a child of another genotype: the weights
-      of its mother, with a fresh optimizer.
+    heir: `heir(state, mother, child) -> state` of a child, given the state of
+      its mother and both genotypes: her weights, with a fresh optimizer.
   """
 
   train: Callable[..., Sequence[Taught]]
-  heir: Callable[[Any], Any]
+  heir: Callable[[Any, Any, Any], Any]
 
 
 class Estimator(NamedTuple):

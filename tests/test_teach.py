@@ -4,6 +4,7 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -90,7 +91,9 @@ def test_a_rung_goes_on_where_the_last_one_ended(trainer, taught):
   # Eight steps in a rung, and the schedule is not begun anew.
   assert count == 8 and optax.tree.get(more.state.opt_state, 'count') == 16
   assert more.fitness >= first.fitness  # The best so far.
-  heir = trainer.train(keys()[:1], CELLS[:1], [trainer.heir(first.state)])[0]
+  heir = trainer.train(
+    keys()[:1], CELLS[:1], [trainer.heir(first.state, CELLS[0], CELLS[0])]
+  )[0]
   assert optax.tree.get(heir.state.opt_state, 'count') == 8
   fresh = trainer.train(keys()[:1], CELLS[:1], [None])[0]
   equal(fresh.state, first.state)
@@ -100,6 +103,26 @@ def test_a_rung_goes_on_where_the_last_one_ended(trainer, taught):
     )
   )
   assert max(apart) > 0  # Hers, and not its own fresh ones.
+
+
+def test_an_edge_that_did_nothing_begins_by_doing_nothing(net, task):
+  variables = net.init(KEY)
+  # As after training, and with norms of an edge that once convolved.
+  variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+  mother, child, other = ([3, 0, 2, 1, 0, 3], [3, 2, 2, 1, 3, 3], [3] * 6)
+  x = task.prepare(task.valid.inputs[:8])
+
+  @jax.jit
+  def logits(variables, genotype):
+    return net.apply(variables, jnp.array(genotype), x, train=True).logits
+
+  hers = logits(variables, mother)
+  gated = net.heir(variables, mother, child)
+  np.testing.assert_allclose(logits(gated, child), hers, atol=1e-5)
+  # Without it, and where other edges change, the function changes.
+  assert jnp.abs(logits(variables, child) - hers).max() > 1e-2
+  changed = net.heir(variables, mother, other)
+  assert jnp.abs(logits(changed, other) - hers).max() > 1e-2
 
 
 def test_a_network_that_diverged_has_no_fitness(net, task):
@@ -136,7 +159,7 @@ def test_unrolled_networks_learn_as_well_and_inherit_by_name(net):
   both = [t.train(keys(1), CELLS[2:], [None])[0] for t in (as_data, unrolled)]
   assert both[0].examples == both[1].examples
   assert min(each.fitness for each in both) > 0.7
-  state = unrolled.heir(both[1].state)
+  state = unrolled.heir(both[1].state, CELLS[2], CELLS[0])
   other = unrolled.train(keys(1), CELLS[:1], [state])[0]
   again = unrolled.train(keys(1), CELLS[:1], [None])[0]
   assert other.fitness > again.fitness
@@ -152,7 +175,7 @@ def counted(found):
       for cell, state in zip(genotypes, states)
     ]
 
-  return Trainer(train, lambda state: state + 100)
+  return Trainer(train, lambda state, mother, child: state + 100)
 
 
 def climbed(heir=None, generations=6, remember=63):
@@ -201,6 +224,30 @@ def test_every_array_search_may_be_taught(trainer):
     jax.jit(lambda held: stage.update(KEY, held, stage.init(held)))(
       trials.start(SPACE, 3)
     )
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    algorithms.array_random,
+    algorithms.local_search,
+    algorithms.reinforce,
+    lambda space, answer: algorithms.delta_nas(space, answer, first=6, keep=3),
+  ],
+)
+def test_searches_written_for_tables_ask_a_trainer(make):
+  asked = []
+  stage = make(SPACE, stages.teach(SPACE, counted(asked)))
+  last, _ = run(KEY, stage, trials.start(SPACE, 60), 3)
+  count = sum(len(genotypes) for genotypes, _ in asked)
+  assert count == int(last.spent.evaluations) >= 3
+  assert last.spent.examples == 5 * count
+  held = np.asarray(last.index) >= 0
+  np.testing.assert_array_equal(
+    np.asarray(last.metrics['fitness'])[held],
+    np.asarray(last.genotypes)[held].sum(axis=1),
+  )
+  assert not last.memory and all(s is None for _, own in asked for s in own)
 
 
 def config(**changes):
@@ -304,6 +351,11 @@ def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
       {'ladder__arms': 'screened', 'ladder__proxy': 'luck'},
       'proxy must be one of',
     ),
+    ({'space': 'macro'}, 'space must be one of nas_bench_201, econas'),
+    (
+      {'space': 'econas', 'ladder__arms': 'screened'},
+      'screened needs a space whose networks are one program',
+    ),
     ({'cells__channels': 0}, 'cells.channels must be at least 1'),
     ({'generations': 1}, 'generations must be at least 2'),
   ],
@@ -320,3 +372,18 @@ def test_every_arm_runs(arm, tmp_path):
   settings = config(ladder__arms=arm, retrain__best=1, fidelity='c0r2s2e12')
   (row,) = ran(settings, tmp_path / 'run')[0]['arms'].values()
   assert row['examples'] > 0 and 0 <= row['test_accuracy'] <= 1
+
+
+@pytest.mark.slow
+def test_the_papers_own_cells_are_climbed(tmp_path):
+  settings = config(ladder__arms='econas', space='econas', retrain__best=1)
+  settings.cells.channels, settings.cells.repeats = 2, 3
+  settings.generations = 2
+  summary, _ = ran(settings, tmp_path / 'run')
+  row = summary['arms']['econas']
+  assert row['networks'] == 6 and row['topped'] == 2
+  genotype = np.array(row['cell'].split('-'), int)
+  net = workdir.load_network(tmp_path / 'run' / 'best')
+  assert net.spec == spaces.cell_networks.darts(
+    spaces.cell.ECONAS, genotype, channels=2, layers=3, shape=(4, 4, 1)
+  )

@@ -255,3 +255,27 @@ def test_bad_input_is_refused(mlp):
     zero_cost.by_proxy('swot')
   with pytest.raises(KeyError, match='give a list'):
     zero_cost.measure(zero_cost.of_network(mlp[0]), mlp[1], 'synflow')
+
+
+def test_operations_and_scales_of_a_cell_are_those_of_its_network():
+  net = supernet.nas_bench_201(channels=2, repeats=2, shape=(8, 8, 3))
+  variables = net.init(jax.random.key(0))
+  params = jax.tree.map(lambda leaf: leaf * 1.5, variables['params'])
+  variables = {**variables, 'params': params}
+  batch = zero_cost.Batch(jnp.ones((2, 8, 8, 3)), jnp.arange(2), None)
+  names = ['params', 'flops', 'bn_gamma']
+
+  @quick
+  def of_cell(cell):
+    subject = zero_cost.of_genotype(net, variables, cell)
+    return zero_cost.measure(subject, batch, names)
+
+  for cell in ([3, 0, 2, 1, 4, 3], [0] * 6):
+    found = of_cell(jnp.array(cell))
+    alone = supernet.unrolled(net, variables, cell)
+    want = zero_cost.measure(zero_cost.of_network(alone), batch, names)
+    for name in names:
+      assert float(found[name]) == pytest.approx(float(want[name])), name
+    assert float(found['flops']) == network.flops(alone)
+    norms = sum('_bn' in name for name in alone.variables['params'])
+    assert float(found['bn_gamma']) == pytest.approx(1.5 * norms)

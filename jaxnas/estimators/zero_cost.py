@@ -41,11 +41,13 @@ class Subject(NamedTuple):
       with the statistics of the batch, see `jaxnas.spaces.supernet.Supernet`.
     used: a tree like `params`, one where the network has the parameter and zero
       where it merely could, of shapes that broadcast.
+    flops: operations of one example.
   """
 
   params: Any
   forward: Callable[..., supernet.Outputs]
   used: Any
+  flops: Any
 
 
 class Batch(NamedTuple):
@@ -65,7 +67,8 @@ def of_genotype(
     own = {**variables, 'params': params}
     return net.apply(own, genotype, x, train=True, **how)
 
-  return Subject(variables['params'], forward, net.used(genotype))
+  flops = net.flops(genotype)
+  return Subject(variables['params'], forward, net.used(genotype), flops)
 
 
 def of_network(net: network.Network) -> Subject:
@@ -118,7 +121,7 @@ def of_network(net: network.Network) -> Subject:
 
   params = net.variables['params']
   ones = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf)), params)
-  return Subject(params, forward, ones)
+  return Subject(params, forward, ones, network.flops(net))
 
 
 def _kernels(params: Any, used: Any = None) -> list[jax.Array]:
@@ -306,6 +309,19 @@ def _counted(subject, weights, targets):
   return sum(jax.tree.leaves(sizes))
 
 
+def _gamma(subject, weights, targets):
+  """The sum over the batch norms of the mean size of their scales."""
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(subject.params),
+    jax.tree.leaves(subject.used),
+  )
+  return sum(
+    (jnp.abs(leaf) * used).mean(axis=-1).sum()
+    for (path, leaf), used in pairs
+    if path[-1].key == 'scale'
+  )
+
+
 class Proxy(NamedTuple):
   """A proxy: a name of `SOURCES`, and what is made of it.
 
@@ -319,9 +335,14 @@ class Proxy(NamedTuple):
 
 
 PROXIES: dict[str, Proxy] = {
-  # The controls: the number of parameters, and the norms of the weights.
+  # The controls: the numbers of parameters and of operations, and the norms of
+  # the weights.
   'params': Proxy('weights', _counted),
+  'flops': Proxy('weights', lambda s, w, y: jnp.asarray(s.flops, jnp.float32)),
   'l2_norm': Proxy('weights', lambda s, w, y: _norms(w)),
+  # Chen et al. 2021 (BN-NAS), of trained networks: at the start all scales are
+  # 1, and it counts norms.
+  'bn_gamma': Proxy('weights', _gamma),
   # Of the gradient of the loss: norms, |g w| (Lee et al. 2019), and g w.
   'grad_norm': Proxy('gradients', lambda s, g, y: _norms(g)),
   'snip': Proxy(

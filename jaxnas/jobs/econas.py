@@ -30,9 +30,17 @@ from jaxnas.base import ArraySpace, Key, Stage, Task, Trainer, Trials
 from jaxnas.estimators import zero_cost
 from jaxnas.jobs.evolution import numbers
 from jaxnas.jobs.job import write_results
-from jaxnas.jobs.settings import Settings, check, make_task, resolve, several_of
+from jaxnas.jobs.settings import (
+  Settings,
+  check,
+  make_task,
+  one_of,
+  resolve,
+  several_of,
+)
 from jaxnas.spaces import supernet
 from jaxnas.stages import trials
+from jaxnas.stages.rungs import Mutation
 
 # (low, high) of each setting.
 RULES = {
@@ -119,12 +127,33 @@ def ladder(settings: Settings) -> Ladder:
   return Ladder(held['first'], promote, mothers, epochs)
 
 
+class Kind(NamedTuple):
+  """A space whose genotypes a job trains.
+
+  Attributes:
+    space: the genotypes.
+    trainer: `trainer(settings, task, setting, tx, epochs=..., batch=...)`, of
+      networks as wide as the fidelity `setting` says.
+    mutation: makes children of mothers.
+    text: a genotype for people.
+    data: whether its networks are one program.
+  """
+
+  space: ArraySpace
+  trainer: Callable[..., Trainer]
+  mutation: Mutation
+  text: Callable[[np.ndarray], str]
+  data: bool
+
+
 def make_net(settings: Settings, task: Task, setting: str) -> supernet.Supernet:
   """The networks of NAS-Bench-201 for a task, as wide as a fidelity says."""
-  index = fidelity.parse(setting).channels
-  held = settings['cells']
-  channels = fidelity.reduced(held['channels'], index)
-  return _net(channels, held['repeats'], task.outputs, task.shape)
+  return _net(*_size(settings, setting, 1), task.outputs, task.shape)
+
+
+def _size(settings: Settings, setting: str, multiple: int) -> tuple[int, int]:
+  held, index = settings['cells'], fidelity.parse(setting).channels
+  return fidelity.reduced(held['channels'], index, multiple), held['repeats']
 
 
 # Equal arguments give the same functions, so that arms share their programs.
@@ -133,6 +162,50 @@ def _net(channels, repeats, classes, shape) -> supernet.Supernet:
   return supernet.nas_bench_201(
     channels=channels, repeats=repeats, classes=classes, shape=shape
   )
+
+
+def _as_data(settings, task, setting, tx, **how) -> Trainer:
+  return learners.as_data(make_net(settings, task, setting), task, tx, **how)
+
+
+def _unrolled(settings, task, setting, tx, **how) -> Trainer:
+  channels, layers = _size(settings, setting, 2)
+
+  def spec(genotype):
+    return spaces.cell_networks.darts(
+      spaces.cell.ECONAS,
+      genotype,
+      channels=channels,
+      layers=layers,
+      classes=task.outputs,
+      shape=task.shape,
+    )
+
+  return learners.unrolled(spec, task, tx, **how)
+
+
+def _nas_bench_201() -> Kind:
+  space = spaces.nas_bench_201.space()
+  mutation = jax.vmap(space.mutate)
+  return Kind(space, _as_data, mutation, spaces.nas_bench_201.text, True)
+
+
+def _econas_cells() -> Kind:
+  grammar = spaces.cell.ECONAS
+  mutation = jax.vmap(spaces.cell.edge_mutation(grammar))
+  return Kind(
+    spaces.cell.space(grammar),
+    _unrolled,
+    mutation,
+    lambda genotype: '-'.join(map(str, genotype)),
+    False,
+  )
+
+
+KINDS: dict[str, Callable[[], Kind]] = {
+  'nas_bench_201': _nas_bench_201,
+  'econas': _econas_cells,
+}
 
 
 @functools.lru_cache(maxsize=16)
@@ -151,12 +224,10 @@ def make_trainer(
   epochs, held = fidelity.parse(setting).epochs, settings['optimizer']
   batch = min(settings['batch'], len(task.train.targets))
   steps = epochs * (len(task.train.targets) // batch)
-  return learners.as_data(
-    make_net(settings, task, setting),
-    task,
-    _optimizer(rate, held['weight_decay'], held['clip'], steps),
-    epochs=epochs // rungs,
-    batch=batch,
+  tx = _optimizer(rate, held['weight_decay'], held['clip'], steps)
+  kind = KINDS[settings['space']]()
+  return kind.trainer(
+    settings, task, setting, tx, epochs=epochs // rungs, batch=batch
   )
 
 
@@ -165,8 +236,12 @@ class Setting(NamedTuple):
 
   settings: Settings
   task: Task
-  space: ArraySpace
+  kind: Kind
   key: Key
+
+  @property
+  def space(self) -> ArraySpace:
+    return self.kind.space
 
   def answer(self, epochs: int, rungs: int, remember: int, inherit=False):
     """A stage that trains a rung of which `rungs` make `epochs` epochs."""
@@ -177,7 +252,7 @@ class Setting(NamedTuple):
     return stages.teach(self.space, trainer, remember=remember, **heir)
 
 
-def _climbing(setting: Setting, inherit=False, **more: Any) -> Arm:
+def _climbing(setting: Setting, inherit=False, mutation=None) -> Arm:
   held, own = ladder(setting.settings), setting.settings['ladder']
   remember = own['life'] * held.segments
   answer = setting.answer(
@@ -191,7 +266,7 @@ def _climbing(setting: Setting, inherit=False, **more: Any) -> Arm:
     mothers=held.mothers,
     share=own['share'],
     life=own['life'],
-    **more,
+    mutate=mutation or setting.kind.mutation,
   )
   count = setting.settings['generations']
   slots = held.first + (count - 1) * held.segments
@@ -220,8 +295,8 @@ def _screened(setting: Setting) -> Arm:
     )
     return found[own['proxy']]
 
-  mutate = stages.best_of(setting.space.mutate, own['brood'], score)
-  return _climbing(setting, mutate=mutate)
+  mutation = stages.best_of(setting.space.mutate, own['brood'], score)
+  return _climbing(setting, mutation=mutation)
 
 
 def flat_epochs(held: Ladder) -> int:
@@ -257,6 +332,7 @@ def _flat(setting: Setting) -> Arm:
     mothers=(children,),
     share=own['share'],
     life=own['life'],
+    mutate=setting.kind.mutation,
   )
   count = setting.settings['generations']
   slots = held.first + (count - 1) * children
@@ -305,6 +381,13 @@ def refuse(settings: Settings) -> None:
   """
   check(settings, RULES)
   arms = several_of('ladder.arms', settings['ladder']['arms'], ARMS)
+  one_of('space', settings['space'], KINDS)
+  if 'screened' in arms and not KINDS[settings['space']]().data:
+    raise ValueError(
+      '--config.ladder.arms: screened needs a space whose networks are one '
+      f'program, nas_bench_201, and --config.space={settings["space"]!r} has '
+      'one for each.'
+    )
   for flag, held in (
     ('fidelity', settings['fidelity']),
     ('retrain.fidelity', settings['retrain']['fidelity']),
@@ -339,8 +422,8 @@ def econas(
 ) -> dict[str, Any]:
   """Climbs ladders of real training, and trains what is found again.
 
-  The arms that `ladder.arms` names search the cells of NAS-Bench-201 on one
-  task at `fidelity`, at equal training examples: `econas`; `flat`, the same
+  The arms that `ladder.arms` names search the cells of `space` on one task at
+  `fidelity`, at equal training examples: `econas`; `flat`, the same
   evolution without a ladder; `halving`; `random`; `inherited`, whose children
   begin with their mothers' weights; `screened`, whose children are the best of
   a brood by a zero-cost proxy. The `retrain.best` of each by its own scores are
@@ -380,7 +463,7 @@ def econas(
     f'{jax.default_backend()} device(s); {path}',
     highlight=False,
   )
-  setting = Setting(settings, small, spaces.nas_bench_201.space(), key)
+  setting = Setting(settings, small, KINDS[settings['space']](), key)
   arms = several_of('ladder.arms', settings['ladder']['arms'], ARMS)
   rows, lines, best = {}, {}, {}
   with report.progress(console) as show:
@@ -429,8 +512,9 @@ def _leaders(last: Trials, count: int) -> np.ndarray:
     fitness = np.asarray(last.metrics['fitness'])
     order = np.argsort(-np.where(np.isnan(fitness), -np.inf, fitness))
   order = order[np.asarray(last.index)[order] >= 0]
-  _, first = np.unique(np.asarray(last.index)[order], return_index=True)
-  return np.asarray(last.genotypes)[order[np.sort(first)][:count]]
+  found = np.asarray(last.genotypes)[order]
+  _, first = np.unique(found, axis=0, return_index=True)
+  return found[np.sort(first)[:count]]
 
 
 def _retrained(setting, name, last, task: Task, path, show) -> Trials:
@@ -463,9 +547,10 @@ def _row(setting, last: Trials, again: Trials, task: Task):
   fitness = np.asarray(again.metrics['fitness'])
   at = int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
   genotype = np.asarray(again.genotypes)[at]
-  whole = make_net(settings, task, settings['retrain']['fidelity'])
-  pupil = again.memory[str(at)]
-  net = network.to_host(supernet.unrolled(whole, pupil.net, genotype))
+  net = again.memory[str(at)].net
+  if setting.kind.data:
+    whole = make_net(settings, task, settings['retrain']['fidelity'])
+    net = network.to_host(supernet.unrolled(whole, net, genotype))
   end = functools.partial(training.evaluate, net, task)
   rungs = np.asarray(last.metrics.get('rung', last.metrics['fitness'] * 0 + 1))
   found = trials.incumbents(last)
@@ -480,7 +565,7 @@ def _row(setting, last: Trials, again: Trials, task: Task):
     'compilations': spent.compilations,
     'compiling': spent.compiling,
     'seconds': spent.seconds,
-    'cell': spaces.nas_bench_201.text(genotype),
+    'cell': setting.kind.text(genotype),
   }
   return row, net
 

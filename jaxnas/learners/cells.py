@@ -34,8 +34,8 @@ class Pupil(NamedTuple):
   best: Any
 
 
-def _heir(state: Pupil) -> Pupil:
-  return state._replace(opt_state=None, best=np.float32(-np.inf))
+def _begun(net: Any) -> Pupil:
+  return Pupil(net, None, np.float32(-np.inf))
 
 
 def as_data(
@@ -95,7 +95,7 @@ def as_data(
     blank = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     members = []
     for key, genotype, state in zip(keys, genotypes, states, strict=True):
-      state = state or Pupil(None, None, np.float32(-np.inf))
+      state = state or _begun(None)
       given = state.net, state.opt_state
       begun = np.array([part is not None for part in given])
       own = [
@@ -129,7 +129,12 @@ def as_data(
         found.append(Taught(Pupil(*own), fitness, epochs * steps * batch))
     return found
 
-  return Trainer(train, _heir)
+  inherit = programs.jit(net.heir)
+
+  def heir(state: Pupil, mother: Any, child: Any) -> Pupil:
+    return _begun(network.to_host(inherit(state.net, mother, child)))
+
+  return Trainer(train, heir)
 
 
 @programs.kept
@@ -243,7 +248,7 @@ def unrolled(
     net = network.to_host(network.init(built, key))
     if state is not None:
       net = net.replace(variables=_taken(net.variables, state.net.variables))
-    return Pupil(net, None, np.float32(-np.inf))
+    return _begun(net)
 
   def train(
     keys: Sequence[Key], genotypes: Any, states: Sequence[Pupil | None]
@@ -277,7 +282,7 @@ def unrolled(
       for pupil, good, seen in zip(pupils, finite, examples)
     ]
 
-  return Trainer(train, _heir)
+  return Trainer(train, lambda state, mother, child: _begun(state.net))
 
 
 def _taken(mine: Any, hers: Any) -> Any:

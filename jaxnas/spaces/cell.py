@@ -449,6 +449,49 @@ def space(grammar: Grammar) -> ArraySpace:
   )
 
 
+def edge_mutation(
+  grammar: Grammar,
+) -> Callable[[Key, jax.Array], jax.Array]:
+  """The mutation of EcoNAS: a random edge has another operation or input.
+
+  Either with a probability of a half, where an edit of `space` is uniform over
+  all edits, most of which are of operations.
+
+  Args:
+    grammar: a family in which every genotype is legal, such as `ECONAS`.
+
+  Returns:
+    `mutate(key, genotype) -> genotype`.
+
+  Raises:
+    ValueError: for a grammar with other genes, or illegal genotypes.
+
+  Example:
+    >>> mutate = edge_mutation(ECONAS)
+    >>> genotype = space(ECONAS).sample(jax.random.key(0))
+    >>> int((mutate(jax.random.key(1), genotype) != genotype).sum())
+    1
+  """
+  if grammar.distinct or grammar.combine:
+    raise ValueError(
+      f'edge_mutation: the edges of {grammar.name} cannot be changed one by '
+      'one; use the mutate of its space.'
+    )
+  options = np.array(grammar.options)
+
+  def mutate(key: Key, genotype: jax.Array) -> jax.Array:
+    of_place, of_shift = jax.random.split(key)
+    # Genes are the input and the operation of one edge after another, so a gene
+    # drawn uniformly is an edge and a coin.
+    place = jax.random.randint(of_place, (), 0, len(options))
+    count = jnp.asarray(options)[place]
+    shift = jax.random.randint(of_shift, (), 1, count)
+    value = (genotype[place] + shift) % count
+    return jnp.asarray(genotype).at[place].set(value.astype(jnp.int32))
+
+  return mutate
+
+
 def reductions(layers: int) -> tuple[int, int]:
   """The cells that halve the resolution, a third and two thirds down.
 

@@ -70,12 +70,20 @@ class Supernet(NamedTuple):
     used: `used(genotype)`, a tree like `params` with one where the genotype has
       the parameter and zero elsewhere, of shapes that broadcast.
     spec: `spec(genotype)`, the same network unrolled.
+    flops: `flops(genotype) -> ()`, operations of one image, see
+      `jaxnas.network.flops`.
+    heir: `heir(variables, mother, child) -> variables`, with which the network
+      of the child begins as that of its mother where edges that did nothing now
+      convolve: the scale and bias of their norms are zero. Other edges that
+      the edit changed do what the supernet's weights make of them.
   """
 
   init: Callable[[Key], network.Variables]
   apply: Callable[..., Outputs]
   used: Callable[[Any], Any]
   spec: Callable[[Any], specs.Spec]
+  flops: Callable[[Any], jax.Array]
+  heir: Callable[..., network.Variables]
 
 
 def nas_bench_201(
@@ -239,7 +247,38 @@ def nas_bench_201(
       genotype, channels=channels, repeats=repeats, classes=classes, shape=shape
     )
 
-  return Supernet(init, apply, used, spec)
+  @functools.cache
+  def prices() -> tuple[int, ...]:
+    """Operations of the skeleton, and of each op on one edge of all cells."""
+    idle = network.flops(spec([0] * len(bench201.EDGES)))
+    ones = (
+      network.flops(spec([op] + [0] * (len(bench201.EDGES) - 1)))
+      for op in range(len(bench201.OPS))
+    )
+    return (idle, *(one - idle for one in ones))
+
+  def flops(genotype) -> jax.Array:
+    idle, *each = prices()
+    return idle + jnp.asarray(each, jnp.float32)[jnp.asarray(genotype)].sum()
+
+  def heir(variables, mother, child) -> network.Variables:
+    mother, child = jnp.asarray(mother), jnp.asarray(child)
+    new = {
+      op: (child == code) & (mother == bench201.OPS.index('none'))
+      for op, code in _CODES.items()
+    }
+    params = dict(variables['params'])
+    for stage in _STAGES:
+      held = dict(params[f'stage{stage}'])
+      for op, begun in new.items():
+        held[op] = held[op] | {
+          name: jnp.where(begun[None, :, None], 0.0, held[op][name])
+          for name in ('scale', 'bias')
+        }
+      params[f'stage{stage}'] = held
+    return {**variables, 'params': params}
+
+  return Supernet(init, apply, used, spec, flops, heir)
 
 
 def _dotted(path) -> str:

@@ -298,7 +298,7 @@ def climb(space: ArraySpace, score: Score) -> Stage:
   """
 
   def update(key: Key, held: Trials) -> Trials:
-    index = jax.vmap(space.index)(held.pending)
+    index = trials.number(space, held)
     rungs = rung(held)
     keys = jax.random.split(key, rungs.shape[0])
     fitness, cost = jax.vmap(score)(keys, held.pending, index, rungs)

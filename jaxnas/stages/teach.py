@@ -12,8 +12,8 @@ from jaxnas.base import ArraySpace, Cost, Key, Stage, Trainer, Trials
 from jaxnas.stages import rungs, trials
 
 
-def _nothing(state: Any) -> None:
-  del state
+def _nothing(state: Any, mother: Any, child: Any) -> None:
+  del state, mother, child
 
 
 def teach(
@@ -21,7 +21,7 @@ def teach(
   trainer: Trainer,
   *,
   remember: int = 0,
-  heir: Callable[[Any], Any] = _nothing,
+  heir: Callable[[Any, Any, Any], Any] = _nothing,
 ) -> Stage:
   """Trains what is pending for a rung, and adds it to the trials.
 
@@ -40,8 +40,9 @@ def teach(
     trainer: such as `learners.as_data(...)`.
     remember: the states of how many of the last slots are kept, for later
       questions to go on from; 0 where none does.
-    heir: what a child begins with, a function of its mother's state; None, as
-      by default, for fresh weights, `trainer.heir` to inherit hers.
+    heir: what a child begins with, `heir(state, mother, child)` of its
+      mother's state and both genotypes; None, as by default, for fresh weights,
+      `trainer.heir` to inherit hers.
 
   Returns:
     A stage.
@@ -55,7 +56,7 @@ def teach(
 
   @programs.jit
   def asked(held: Trials):
-    index = jax.vmap(space.index)(held.pending)
+    index = trials.number(space, held)
     return index, rungs.rung(held) if 'rung' in held.metrics else None
 
   def update(key: Key, held: Trials) -> Trials:
@@ -74,11 +75,21 @@ def teach(
     source = np.full(len(wanted), -1)
     if held.source is not None:
       source = np.asarray(held.source)
-    begin = [_begin(held.memory, rung, source, row, heir) for row in rows]
-    taught = []
+    genotypes = np.asarray(held.pending)
+    begin, taught = [], []
+    for row in rows:
+      old = int(source[row])
+      if old < 0:
+        begin.append(None)
+      elif rung is not None and rung[row] > 1:
+        begin.append(_remembered(held, old))
+      else:
+        mother = held.memory.get(str(old))
+        own = np.asarray(held.genotypes[old]), genotypes[row]
+        begin.append(None if mother is None else heir(mother, *own))
     if len(rows):
       keys = [jax.random.fold_in(key, int(row)) for row in rows]
-      taught = trainer.train(keys, np.asarray(held.pending)[rows], begin)
+      taught = trainer.train(keys, genotypes[rows], begin)
     found = {
       'fitness': np.full(len(wanted), np.nan, np.float32),
       'cost': np.zeros(len(wanted), np.float32),
@@ -105,18 +116,11 @@ def teach(
   return combine.stage(update, 'teach')
 
 
-def _begin(memory, rung, source, row, heir) -> Any:
-  """What a question begins with."""
-  if source[row] < 0:
-    return None
-  if rung is not None and rung[row] > 1:
-    own = memory.get(str(source[row]))
-    if own is None:
-      raise ValueError(
-        f'teach: a question goes on from slot {source[row]}, whose network was '
-        f'not remembered, only those of {sorted(map(int, memory))}; give a '
-        'larger remember.'
-      )
-    return own
-  mother = memory.get(str(source[row]))
-  return None if mother is None else heir(mother)
+def _remembered(held: Trials, slot: int) -> Any:
+  if str(slot) not in held.memory:
+    raise ValueError(
+      f'teach: a question goes on from slot {slot}, whose network was not '
+      f'remembered, only those of {sorted(map(int, held.memory))}; give a '
+      'larger remember.'
+    )
+  return held.memory[str(slot)]

@@ -328,22 +328,52 @@ def ask(propose: Proposal) -> Stage:
   return combine.stage(update, 'ask')
 
 
+def number(space: ArraySpace, held: Trials) -> jax.Array:
+  """(K,) the network of each pending genotype, -1 for what is illegal.
+
+  Where the networks of a space are too many to be numbered, it is the slot that
+  the question will take: all are different, and taken to be legal.
+
+  Example:
+    >>> from jaxnas import spaces
+    >>> space = spaces.cell.space(spaces.cell.DARTS)
+    >>> held, _ = ask(sampled(space, 2)).update(
+    ...     jax.random.key(0), start(space, 4), ())
+    >>> number(space, held).tolist()
+    [0, 1]
+  """
+  if space.size:
+    return jax.vmap(space.index)(held.pending)
+  return jnp.asarray(held.count) + jnp.arange(held.pending.shape[0])
+
+
 def unseen(space: ArraySpace) -> Stage:
   """Strikes out what was asked before, or is pending twice, or is illegal.
 
   Args:
-    space: which tells equal networks.
+    space: which tells equal networks; where they are not numbered, equal
+      genotypes.
   """
 
   def update(key: Key, held: Trials) -> Trials:
     del key
-    index = jax.vmap(space.index)(held.pending)
-    asked = (index[:, None] == held.index[None]).any(axis=1)
-    wanted = held.wanted & ~asked & (index >= 0)
-    places = np.arange(index.shape[0])
+    if space.size:
+      index = jax.vmap(space.index)(held.pending)
+      before, same = (
+        index[:, None] == other[None] for other in (held.index, index)
+      )
+      wanted = held.wanted & (index >= 0)
+    else:
+      before, same = (
+        (held.pending[:, None] == other[None]).all(axis=2)
+        for other in (held.genotypes, held.pending)
+      )
+      before = before & (held.index >= 0)[None]
+      wanted = held.wanted
+    wanted = wanted & ~before.any(axis=1)
+    places = np.arange(wanted.shape[0])
     earlier = (places[None] < places[:, None]) & wanted[None]
-    twice = ((index[:, None] == index[None]) & earlier).any(axis=1)
-    return held._replace(wanted=wanted & ~twice)
+    return held._replace(wanted=wanted & ~(same & earlier).any(axis=1))
 
   return combine.stage(update, 'unseen')
 
