@@ -1419,3 +1419,171 @@ def check_child(
     _fail(child, 'rest', "what is no layer is not the base's.")
   if not _same_trees(found, make(key, first, second)):
     _fail(child, 'key', 'the same key gives another child.')
+
+
+def check_trainer(
+  trainer: base.Trainer, genotypes: Any, key: jax.Array | None = None
+) -> None:
+  """Holds a trainer of genotypes to its laws.
+
+  What becomes of a network is a function of its key, genotype and state, and of
+  nobody beside it; states have one structure and stay as they are; a network
+  that goes on is not begun anew; and the heir of another one can be trained.
+
+  Args:
+    trainer: with rungs as short as possible, since it is run four times.
+    genotypes: (K, L) of at least two networks.
+    key: for all draws.
+
+  Raises:
+    AssertionError: saying which law is broken and how.
+
+  Example:
+    >>> def train(keys, genotypes, states):
+    ...   taught = [0.0 if s is None else s for s in states]
+    ...   return [base.Taught(s + 1.0, float(g.sum()), 10)
+    ...           for s, g in zip(taught, genotypes)]
+    >>> check_trainer(base.Trainer(train, lambda s, mother, child: s),
+    ...               np.eye(3, dtype=int))
+  """
+  key = jax.random.key(0) if key is None else key
+  genotypes = np.asarray(genotypes)
+  count = len(genotypes)
+  keys = list(jax.random.split(key, count))
+  first = trainer.train(keys, genotypes, [None] * count)
+  if len(first) != count:
+    _fail('trainer', 'train', f'{count} genotypes give {len(first)} networks.')
+  for each in first:
+    if not isinstance(each.fitness, float) or each.examples < 1:
+      _fail(
+        'trainer',
+        'train',
+        'fitness must be a float and examples at least 1, got '
+        f'{each.fitness!r} and {each.examples!r}.',
+      )
+  (alone,) = trainer.train(keys[-1:], genotypes[-1:], [None])
+  if not _same_taught(alone, first[-1]):
+    _fail(
+      'trainer',
+      'train',
+      'a network trained alone is another than beside others, or the same key '
+      'gives another.',
+    )
+  before = jax.tree.map(np.copy, first[0].state)
+  heir = trainer.heir(first[0].state, genotypes[0], genotypes[1])
+  more = trainer.train(keys[:2], genotypes[[0, 1]], [first[0].state, heir])
+  if not _same_trees(before, first[0].state):
+    _fail('trainer', 'train', 'the state that a network goes on from changed.')
+  text = _differences(_layout(first[0].state), _layout(more[0].state))
+  if text:
+    _fail('trainer', 'train', f'a rung changes the state: {text}')
+  if _same_trees(more[0].state, first[0].state):
+    _fail('trainer', 'train', 'a network that goes on is begun anew.')
+
+
+def _same_taught(one: base.Taught, two: base.Taught) -> bool:
+  same = (
+    one.fitness == two.fitness or np.isnan([one.fitness, two.fitness]).all()
+  )
+  return bool(same) and _same_trees(one.state, two.state)
+
+
+def _code(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(24, 12) one-hot codes of four positions, and what they are worth."""
+  of_cells, of_worth = jax.random.split(key)
+  cells = jax.random.randint(of_cells, (24, 4), 0, 3)
+  x = jax.nn.one_hot(cells, 3).reshape(24, 12)
+  y = x @ jax.random.normal(of_worth, (12,))
+  return x, (y - y.mean()) / y.std()
+
+
+def _alike(said: Any, wanted: Any) -> bool:
+  with np.errstate(invalid='ignore'):  # Of what says the same of all.
+    return np.corrcoef(np.ravel(said), np.ravel(wanted))[0, 1] > 0.8
+
+
+def check_predictor(model: Any, key: jax.Array | None = None) -> None:
+  """Holds a predictor to its laws.
+
+  Under `vmap`, as searches run it: rows that do not count may hold NaN and
+  change nothing; predictions are numbers, with deviations that are not
+  negative; the same key gives the same; and what adds up over positions is
+  learned.
+
+  Args:
+    model: a `jaxnas.estimators.predictors.Predictor`.
+    key: for all draws.
+
+  Raises:
+    AssertionError: saying which law is broken and how.
+
+  Example:
+    >>> from jaxnas import estimators
+    >>> check_predictor(estimators.ridge())
+  """
+  key = jax.random.key(0) if key is None else key
+  x, y = _code(key)
+  some, every = jnp.arange(24) < 18, jnp.ones(24, bool)
+  told = jnp.stack([y, jnp.where(some, y, jnp.nan), y, y])
+
+  @jax.jit
+  @jax.vmap
+  def said(y, use):
+    params = model.fit(key, model.init(key, x.shape[1]), x, y, use)
+    return model.predict(params, x)
+
+  found = said(told, jnp.stack([some, some, every, every]))
+  mean, deviation = np.asarray(found.mean), np.asarray(found.deviation)
+  if not np.isfinite(mean).all() or not (deviation >= 0).all():
+    _fail(
+      'predictor', 'predict', 'means must be finite and deviations at least 0.'
+    )
+  if not np.array_equal(mean[0], mean[1]):
+    _fail(
+      'predictor', 'fit', 'rows that do not count change what is predicted.'
+    )
+  if not np.array_equal(mean[2], mean[3]):
+    _fail('predictor', 'fit', 'the same key and rows give another fit.')
+  if not _alike(mean[2], y):
+    _fail('predictor', 'fit', 'what adds up over positions is not learned.')
+
+
+def check_difference(model: Any, key: jax.Array | None = None) -> None:
+  """Holds a regression of differences to its laws.
+
+  It is odd to the last bit, so that an edit and its reverse cancel; pairs
+  without weight change nothing, also where targets are NaN; and differences of
+  what adds up over positions are learned.
+
+  Args:
+    model: a `jaxnas.estimators.differences.Difference`.
+    key: for all draws.
+
+  Raises:
+    AssertionError: saying which law is broken and how.
+
+  Example:
+    >>> from jaxnas import estimators
+    >>> check_difference(estimators.ridge_difference())
+  """
+  key = jax.random.key(0) if key is None else key
+  x, y = _code(key)
+  some = jnp.arange(24) < 18
+  held = (some[:, None] & some[None]).astype(jnp.float32) * (1 - jnp.eye(24))
+
+  @jax.jit
+  @jax.vmap
+  def said(y, pairs):
+    params = model.fit(key, model.init(key, x.shape[1]), x, y, pairs)
+    return model.predict(params, x, x)
+
+  told = jnp.stack([y, jnp.where(some, y, jnp.nan), y])
+  every = jnp.ones((24, 24)) - jnp.eye(24)
+  found = np.asarray(said(told, jnp.stack([held, held, every])))
+  if not np.array_equal(found, -found.swapaxes(1, 2)):
+    _fail('difference', 'predict', 'it is not odd: f(a, b) != -f(b, a).')
+  if not np.array_equal(found[0], found[1]):
+    _fail('difference', 'fit', 'rows of no pair change what is predicted.')
+  wanted = np.asarray(y)[None] - np.asarray(y)[:, None]
+  if not _alike(found[2], wanted):
+    _fail('difference', 'fit', 'what adds up over positions is not learned.')

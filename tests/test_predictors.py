@@ -182,6 +182,16 @@ def told(model, x, y):
   return said(x, y)
 
 
+@pytest.mark.parametrize('name', PREDICTORS)
+def test_predictors_keep_the_laws(name):
+  testing.check_predictor(PREDICTORS[name]())
+
+
+@pytest.mark.parametrize('name', DIFFERENCES)
+def test_differences_keep_the_laws(name):
+  testing.check_difference(DIFFERENCES[name]())
+
+
 # 0 to 1 and 2 to 3 are one edit, in two contexts.
 CORNERS = [[0, 0, 0, 0], [1, 0, 0, 0], [0, 2, 1, 0], [1, 2, 1, 0]]
 

@@ -85,6 +85,8 @@ def test_a_job_leaves_everything_it_promises(whole):
     assert row['searches'] == row['spent_budget'] == 3
     assert row['interval'][0] <= row['test'] <= row['interval'][1]
     assert 0 <= row['optimum'] <= 1
+    # With all searches at the optimum the rank is 1, and it grows with each.
+    assert (row['rank'] == 1) == (row['optimum'] == 1) and row['rank'] < 15_626
   found = summary['arms']['random']['found']
   assert nas_bench_201.parse(found['text']).tolist() == found['genotype']
   # The larger the better here, so nothing beats the ranking.

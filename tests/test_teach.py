@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +22,10 @@ from jaxnas import (
   spaces,
   stages,
   tasks,
+  testing,
   workdir,
 )
+from jaxnas import mesh as meshes
 from jaxnas.base import Taught, Trainer
 from jaxnas.run import count_compilations
 from jaxnas.spaces import supernet
@@ -77,15 +82,19 @@ def taught(trainer, quick_compiler):
   return trainer.train(keys(), CELLS, [None] * 3)
 
 
-def test_what_becomes_of_a_network_depends_on_nobody_beside_it(trainer, taught):
-  alone = trainer.train(keys()[2:], CELLS[2:], [None])
-  equal(alone[0].state, taught[2].state)
-  assert alone[0].fitness == taught[2].fitness
-  assert [each.examples for each in taught] == [2 * 64] * 3
+def test_one_program_of_all_cells_keeps_the_laws(trainer):
+  testing.check_trainer(trainer, CELLS)
+
+
+@pytest.mark.slow
+def test_unrolled_networks_keep_the_laws(net, task):
+  trainer = learners.unrolled(net.spec, task, optimizer(), epochs=1, batch=16)
+  testing.check_trainer(trainer, CELLS)
 
 
 def test_a_rung_goes_on_where_the_last_one_ended(trainer, taught):
   first = taught[0]
+  assert [each.examples for each in taught] == [2 * 64] * 3
   more = trainer.train(keys()[:1], CELLS[:1], [first.state])[0]
   count = optax.tree.get(first.state.opt_state, 'count')
   # Eight steps in a rung, and the schedule is not begun anew.
@@ -129,6 +138,40 @@ def test_a_network_that_diverged_has_no_fitness(net, task):
   wild = learners.as_data(net, task, optax.sgd(1e30), epochs=1, batch=16)
   (lost,) = wild.train(keys(1), CELLS[:1], [None])
   assert np.isnan(lost.fitness)
+
+
+def check_devices():
+  """Run by a process that has two devices."""
+  task = small_task()
+  net = supernet.nas_bench_201(channels=2, repeats=1, shape=task.shape)
+  found = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    trainer = learners.as_data(
+      net,
+      task,
+      optimizer(),
+      epochs=1,
+      batch=16,
+      slots=2,
+      mesh=meshes.make(devices),
+    )
+    found.append(trainer.train(keys(), CELLS, [None] * 3))
+  assert len(jax.devices()) == 2
+  for one, two in zip(*found):
+    equal(one.state, two.state)
+    assert one.fitness == two.fitness
+
+
+@pytest.mark.slow
+def test_two_devices_teach_the_same():
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'PYTHONPATH': os.pathsep.join(sys.path),
+  }
+  code = 'import test_teach; test_teach.check_devices()'
+  done = subprocess.run([sys.executable, '-c', code], env=environment)
+  assert done.returncode == 0
 
 
 def test_one_program_for_all_cells_and_rungs(trainer, taught):

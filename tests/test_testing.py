@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import base, morphisms, network, spaces, testing
+from jaxnas import base, estimators, morphisms, network, spaces, testing
 from jaxnas.spaces import seeds
 
 KEY = jax.random.key(0)
@@ -312,3 +312,102 @@ def test_a_broken_array_space_is_caught(says):
   space = BROKEN_SPACES[says](spaces.tabular.transnas_micro())
   with pytest.raises(AssertionError, match=says):
     testing.check_array_space(space, jax.random.key(0), samples=8)
+
+
+def counting(keys, genotypes, states):
+  """A right trainer: a network is how often it was trained, and its key."""
+  return [
+    base.Taught(
+      np.array(jax.random.key_data(key))
+      if state is None
+      else state + np.uint32(1),
+      float(cell.sum()),
+      5,
+    )
+    for key, cell, state in zip(keys, genotypes, states)
+  ]
+
+
+def _first_only(keys, genotypes, states):
+  return counting(keys, genotypes, states)[:1]
+
+
+def _by_place(keys, genotypes, states):
+  found = counting(keys, genotypes, states)
+  return [own._replace(fitness=float(i)) for i, own in enumerate(found)]
+
+
+def _in_place(keys, genotypes, states):
+  for state in states:
+    if state is not None:
+      state += np.uint32(1)
+  return counting(keys, genotypes, states)
+
+
+def _anew(keys, genotypes, states):
+  return counting(keys, genotypes, [None] * len(keys))
+
+
+def _longer(keys, genotypes, states):
+  found = counting(keys, genotypes, [None] * len(keys))
+  return [
+    own if state is None else own._replace(state=np.append(own.state, 1))
+    for own, state in zip(found, states)
+  ]
+
+
+def _free(keys, genotypes, states):
+  found = counting(keys, genotypes, states)
+  return [own._replace(examples=0) for own in found]
+
+
+@pytest.mark.parametrize(
+  ('train', 'says'),
+  [
+    (_first_only, '3 genotypes give 1'),
+    (_by_place, 'trained alone is another'),
+    (_in_place, 'goes on from changed'),
+    (_anew, 'is begun anew'),
+    (_longer, 'a rung changes the state'),
+    (_free, 'examples at least 1'),
+  ],
+)
+def test_a_trainer_that_breaks_a_law_is_told_which(train, says):
+  def heir(state, mother, child):
+    return np.array(state)
+
+  cells = np.eye(3, dtype=int)
+  testing.check_trainer(base.Trainer(counting, heir), cells)
+  with pytest.raises(AssertionError, match=says):
+    testing.check_trainer(base.Trainer(train, heir), cells)
+
+
+def test_a_broken_predictor_is_caught():
+  right = estimators.ridge()
+
+  def leaky(key, params, x, y, use):
+    return right.fit(key, params, x, jnp.nan_to_num(y), use | True)
+
+  def deaf(key, params, x, y, use):
+    return params
+
+  for fit, says in ((leaky, 'do not count change'), (deaf, 'not learned')):
+    with pytest.raises(AssertionError, match=says):
+      testing.check_predictor(right._replace(fit=fit))
+
+
+def test_a_broken_difference_is_caught():
+  right = estimators.ridge_difference()
+
+  def uneven(params, a, b):
+    return right.predict(params, a, b) + 1e-3
+
+  def leaky(key, params, x, y, pairs):
+    return right.fit(key, params, x, jnp.nan_to_num(y), pairs * 0 + 1.0)
+
+  for broken, says in (
+    (right._replace(predict=uneven), 'not odd'),
+    (right._replace(fit=leaky), 'of no pair change'),
+  ):
+    with pytest.raises(AssertionError, match=says):
+      testing.check_difference(broken)

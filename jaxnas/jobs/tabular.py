@@ -525,7 +525,7 @@ def tabular(
     What is written to `summary.json`: under `arms` for each arm `test`, the
     mean of the reported column over the searches, `std`, `interval` (95 % of
     the mean), `signal`, `optimum` (the share of searches that found the best
-    there is by the signal), `queries` and `seconds` spent at the budget, what
+    there is by the signal), `rank` (1 for that one, the mean), `queries` and `seconds` spent at the budget, what
     running it took, and `found`, the genotype that most searches found; for
     fronts also `hypervolume`. Under `baselines` the ranking by parameters, if
     the table has them. `curves.png`, and `fronts.png` of the first search of
@@ -651,6 +651,7 @@ def _row(
     'optimum': float(
       (told == np.nanmax(_column(table, held['signal']))).mean()
     ),
+    'rank': float(1 + np.mean(_beaten(settings, table, told))),
     'queries': float(found.queries.mean()),
     'seconds_charged': float(found.seconds.mean()),
     'searches': count,
@@ -675,6 +676,13 @@ def _row(
     'compiling': spent.compiling,
     'seconds': spent.seconds,
   }
+
+
+def _beaten(settings, table: Table, told: np.ndarray) -> np.ndarray:
+  """(S,) how many networks are better by the signal than what was found."""
+  values = _column(table, settings['tabular']['signal'])
+  order = np.sort(values[np.isfinite(values)])
+  return len(order) - np.searchsorted(order, told, side='right')
 
 
 def _hypervolume(
