@@ -26,7 +26,7 @@ from jaxnas import (
   workdir,
 )
 from jaxnas import mesh as meshes
-from jaxnas.base import Taught, Trainer
+from jaxnas.base import Table, Taught, Trainer
 from jaxnas.run import count_compilations
 from jaxnas.spaces import supernet
 from jaxnas.stages import trials
@@ -291,6 +291,25 @@ def test_searches_written_for_tables_ask_a_trainer(make):
     np.asarray(last.genotypes)[held].sum(axis=1),
   )
   assert not last.memory and all(s is None for _, own in asked for s in own)
+
+
+def test_proxies_weighed_by_robot_choose_what_is_taught():
+  space, asked = SPACE, []
+  pool = np.unique(np.random.default_rng(0).integers(0, 5, (60, 6)), axis=0)
+  index = jax.vmap(space.index)(jnp.asarray(pool))
+  # The first is what a network is worth; the second says nothing.
+  scores = {'good': pool.sum(axis=1) * 1.0, 'odd': pool[:, 0] % 2.0}
+  columns = {
+    name: jnp.full(space.size, jnp.nan).at[index].set(score)
+    for name, score in scores.items()
+  }
+  answer = stages.teach(space, counted(asked))
+  search = algorithms.robot(
+    Table(space, columns), answer, tuple(columns), pool, total=6
+  )
+  last, _ = run(KEY, search, trials.start(space, 11), 11)
+  assert int(last.spent.evaluations) == 6 == len(asked)
+  assert np.nanmax(last.metrics['fitness']) == pool.sum(axis=1).max()
 
 
 def config(**changes):

@@ -75,21 +75,14 @@ def teach(
     source = np.full(len(wanted), -1)
     if held.source is not None:
       source = np.asarray(held.source)
-    genotypes = np.asarray(held.pending)
-    begin, taught = [], []
-    for row in rows:
-      old = int(source[row])
-      if old < 0:
-        begin.append(None)
-      elif rung is not None and rung[row] > 1:
-        begin.append(_remembered(held, old))
-      else:
-        mother = held.memory.get(str(old))
-        own = np.asarray(held.genotypes[old]), genotypes[row]
-        begin.append(None if mother is None else heir(mother, *own))
+    taught = []
     if len(rows):
       keys = [jax.random.fold_in(key, int(row)) for row in rows]
-      taught = trainer.train(keys, genotypes[rows], begin)
+      onward = np.zeros_like(wanted) if rung is None else rung > 1
+      begin = [
+        _begin(held, row, source[row], onward[row], heir) for row in rows
+      ]
+      taught = trainer.train(keys, np.asarray(held.pending)[rows], begin)
     found = {
       'fitness': np.full(len(wanted), np.nan, np.float32),
       'cost': np.zeros(len(wanted), np.float32),
@@ -116,11 +109,16 @@ def teach(
   return combine.stage(update, 'teach')
 
 
-def _remembered(held: Trials, slot: int) -> Any:
-  if str(slot) not in held.memory:
+def _begin(held: Trials, row: int, source: int, onward: bool, heir) -> Any:
+  """What a pending question begins with."""
+  own = held.memory.get(str(source))
+  if onward and own is None:
     raise ValueError(
-      f'teach: a question goes on from slot {slot}, whose network was not '
+      f'teach: a question goes on from slot {source}, whose network was not '
       f'remembered, only those of {sorted(map(int, held.memory))}; give a '
       'larger remember.'
     )
-  return held.memory[str(slot)]
+  if onward or own is None:
+    return own
+  mother, child = held.genotypes[int(source)], held.pending[row]
+  return heir(own, np.asarray(mother), np.asarray(child))
