@@ -34,8 +34,8 @@ def crowded(part: float = 0.75) -> bool:
 def options(**more: Any) -> dict[str, Any] | None:
   """XLA's options for the programs of this library; None for none.
 
-  On CPU: without the newer emitters of fused loops, and with LLVM's first level
-  of optimization. Programs compile in about 60 % of the time and run as fast
+  On CPU: without the newer emitters of fused loops, where there is a choice (up
+  to JAX 0.11), and with LLVM's first level of optimization. Programs compile in about 60 % of the time and run as fast
   (docs/performance.md).
 
   Args:
@@ -52,7 +52,19 @@ def options(**more: Any) -> dict[str, Any] | None:
     'xla_cpu_use_fusion_emitters': False,
     'xla_backend_optimization_level': 1,
   }
-  return quick | more
+  return {n: v for n, v in (quick | more).items() if _has(n, v)}
+
+
+@functools.cache
+def _has(option: str, value: Any) -> bool:
+  """Whether this XLA has an option: later ones than JAX 0.11's lack some."""
+  if jax.__version_info__ < (0, 12):
+    return True
+  try:
+    jax.jit(lambda: 0).lower().compile(compiler_options={option: value})
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -74,3 +74,12 @@ def test_what_cannot_be_compiled_says_so_in_its_turn():
   calls = ((jax.jit(f), (np.arange(3.0),)) for f in (jnp.sin, jnp.cos, wrong))
   with pytest.raises(ValueError, match='no such network'):
     list(programs.ahead(calls))
+
+
+def test_options_that_this_xla_lacks_are_left_out(monkeypatch):
+  monkeypatch.setattr(jax, '__version_info__', (99, 0))
+  programs._has.cache_clear()
+  found = programs.options(xla_no_such_option=True)
+  programs._has.cache_clear()
+  assert 'xla_no_such_option' not in found
+  assert found['xla_backend_optimization_level'] == 1
