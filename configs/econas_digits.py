@@ -1,4 +1,23 @@
-"""EcoNAS on scikit-learn's digits, over the cells of NAS-Bench-201."""
+"""EcoNAS on scikit-learn's digits, over the cells of NAS-Bench-201.
+
+    python launch/train.py --config=configs/econas_digits.py \\
+        --workdir=runs/econas --config.quick=true
+
+Four searches at equal training examples: the ladder of EcoNAS, of three rungs;
+the same evolution without a ladder (`flat`); successive halving; random search.
+The best of each are trained again, wider and on all images.
+`--config.ladder.arms` names others: `inherited`, whose children begin with
+their mothers' weights, and `screened`, with a zero-cost proxy below the first
+rung. `--config.space=econas` searches the paper's own cells, each of which
+compiles.
+
+Hardware: 2 cores of a CPU. Time: 4 minutes, and the quick form under 3 minutes,
+half of which is compiling one program. Expected of the full form (means of
+three seeds, 2026-11-28, RESULTS.md): a test accuracy of about 0.960 by EcoNAS,
+0.958 by `flat`, 0.957 by halving and 0.948 at random, with a deviation of 0.01.
+The quick form trains its three answers for five epochs only, to an accuracy of
+about 0.7 to 0.85.
+"""
 
 import ml_collections
 

@@ -449,3 +449,13 @@ def test_the_papers_own_cells_are_climbed(tmp_path):
   assert net.spec == spaces.cell_networks.darts(
     spaces.cell.ECONAS, genotype, channels=2, layers=3, shape=(4, 4, 1)
   )
+
+
+@pytest.mark.slow
+def test_the_quick_config_keeps_its_promise(tmp_path):
+  settings = econas_digits.get_config()
+  settings.quick = True
+  summary, _ = ran(settings, tmp_path / 'run')
+  assert set(summary['arms']) == {'econas', 'halving', 'random'}
+  for row in summary['arms'].values():
+    assert 0.6 < row['test_accuracy'] < 0.95
