@@ -433,6 +433,9 @@ def neighbours(genotype: jax.Array) -> tuple[jax.Array, jax.Array]:
   Returns:
     (31, 26) genotypes, and which of them are legal. Some are the same network:
     edits of vertices that do nothing, without which no vertex could be added.
+    An edit is of the genotype, one of its genes, and not of the graph: cells
+    that are one edit of a graph apart may be several here, as vertices have an
+    order; `distance` matches them.
   """
   rows = _edited(genotype)
   return rows, jax.vmap(legal)(rows)
