@@ -6,6 +6,7 @@ slashes, to texts; so a test can also make a small bad one.
 """
 
 import ast
+import functools
 import pathlib
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -107,12 +108,32 @@ def imports(tree: Tree, path: str) -> list[Import]:
   here = module_name(path)
   package = here if path.endswith('__init__.py') else here.rpartition('.')[0]
   result = []
-  for node, lazy in _walk(ast.parse(tree[path], path)):
+  for node, lazy in _importing(tree[path], path):
     for name in _imported_names(tree, node, package):
       target = find(tree, name)
       name = module_name(target) if target else name
       result.append(Import(target, name, node.lineno, lazy))
   return result
+
+
+@functools.cache  # Several tests read the same files.
+def _importing(text: str, path: str) -> tuple[tuple[ast.AST, bool], ...]:
+  """The nodes of a file that may import something, and whether lazily."""
+  return tuple(
+    (node, lazy)
+    for node, lazy in _walk(ast.parse(text, path))
+    if isinstance(node, ast.Import | ast.ImportFrom) or _imports_module(node)
+  )
+
+
+def _imports_module(node: ast.AST) -> bool:
+  """Whether it is a call of `import_module` with a name."""
+  if not isinstance(node, ast.Call) or not node.args:
+    return False
+  name = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+  return name.endswith('import_module') and isinstance(
+    node.args[0], ast.Constant
+  )
 
 
 def _walk(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.AST, bool]]:
@@ -136,11 +157,4 @@ def _imported_names(tree: Tree, node: ast.AST, package: str) -> list[str]:
     # `from package import x` imports the module x, if there is one.
     children = [f'{base}.{alias.name}' for alias in node.names]
     return [child if find(tree, child) else base for child in children]
-  if (
-    isinstance(node, ast.Call)
-    and ast.unparse(node.func).endswith('import_module')
-    and node.args
-    and isinstance(node.args[0], ast.Constant)
-  ):
-    return [str(node.args[0].value)]
-  return []
+  return [str(node.args[0].value)]

@@ -245,6 +245,7 @@ def test_the_score_mixes_with_the_parents_until_three_are_own():
   assert stages.rolling(after.members[0]) == pytest.approx((0.4 + 0.6 + 1) / 3)
 
 
+@pytest.mark.slow
 def test_history_and_epochs_are_data_that_checkpoints_keep(tmp_path):
   after = rehearse(spec=DIGITS)
   checkpoint.save(tmp_path, 1, (after, ()))
@@ -647,6 +648,7 @@ def table(task, spec, epochs, key):
   return right(before), rows
 
 
+@pytest.mark.slow
 def test_what_every_edit_does_to_a_trained_network(task, quick_compiler):
   """C1; the official code loses 75 to 96 points by removing units."""
   spec = seeds.cells(task.shape, (6, 12), (32, 20), 10)

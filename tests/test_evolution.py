@@ -614,6 +614,7 @@ def test_arms_spend_the_same_and_say_what_they_found(whole):
   assert all(f'>{arm}<' in page for arm in summary['arms'])
 
 
+@pytest.mark.slow
 def test_a_job_stopped_again_and_again_ends_as_one_never_stopped(
   whole, tmp_path, monkeypatch
 ):

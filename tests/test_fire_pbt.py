@@ -312,6 +312,7 @@ def check_greediness(found, seeds):
   assert np.mean(found['static'] - found['pbt']) > 0
 
 
+@pytest.mark.slow
 def test_fire_beats_greedy_pbt_on_the_deceptive_toy():
   check_greediness(finals(1), 1)
 

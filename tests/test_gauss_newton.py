@@ -481,6 +481,7 @@ def test_along_its_path_every_move_comes_to_the_network_it_builds(x64):
     np.testing.assert_allclose(path(1.0), built, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['everything', 'residual group'])
 def test_all_adjoints_give_what_each_moves_own_tangent_gives(x64, kind):
   """Routes B and A: linear parts, curvature, and every entry of the Gram
@@ -586,6 +587,7 @@ def test_label_smoothing_changes_the_linear_part_only(x64):
   assert np.abs(hard.linear - smooth.linear).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('factor', [softmax_sketch, softmax_labels])
 def test_scores_are_unbiased_for_the_exact_parts_of_every_move(x64, factor):
   """Linear parts exactly; 512 draws of each example's curvature to 4 SE."""

@@ -147,6 +147,7 @@ def trained(learner, train):
   return found[0], member
 
 
+@pytest.mark.slow
 def test_a_round_lowers_the_distance(learner, trained):
   measure = jax.jit(learner.measure)
   before, after = (
@@ -294,6 +295,7 @@ def test_every_gene_changes_what_a_network_does():
       assert jnp.abs(judged - scores).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_population_is_one_program(digits):
   learner = learning.adversarial(
     key(),

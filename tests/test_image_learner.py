@@ -312,6 +312,7 @@ def convolutional():
   return start, last, len(first), later
 
 
+@pytest.mark.slow
 def test_it_learns_digits_and_not_at_the_rate_zero(convolutional):
   start, last, _, _ = convolutional
   accuracy = last.metrics['accuracy']

@@ -431,6 +431,7 @@ def test_impossible_batches_are_refused():
 # Brute force.
 
 
+@pytest.mark.slow
 def test_brute_force_is_the_difference_of_built_losses(x64):
   """Splits, prunes, and moves of other kinds, to 1e-10."""
   del x64
@@ -560,6 +561,7 @@ def _ranks(estimate, true, names):
   return round(float(whole), 3), round(float(np.mean(single)), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['prune', 'split'])
 def test_rules_of_thumb_rank_moves_worse_than_gauss_newton(trained, kind):
   """Growth specification, 4.1 C: .99, and .28 for squares, -.11 for gamma.
