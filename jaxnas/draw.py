@@ -957,7 +957,7 @@ def consistency(
   if not points:
     raise ValueError('consistency: there is nothing to draw, no points.')
   figure = _figure(9, 5)
-  ax = figure.add_axes((0.07, 0.1, 0.91, 0.74))
+  ax = figure.add_axes((0.07, 0.1, 0.91, 0.77))
   _plain(ax)
   ax.set_xscale('log')
   ends = [point[end] for point in points.values() for end in ('low', 'high')]
@@ -972,8 +972,9 @@ def consistency(
       np.maximum(middle - [point['low'] for point in own], 0),
       np.maximum([point['high'] for point in own] - middle, 0),
     ]
-    colour = _COLOURS[i % len(_COLOURS)]
-    marker = 'osD'[i // len(_COLOURS) % 3]
+    colours = (*_COLOURS, _FAINT)
+    colour = colours[i % len(colours)]
+    marker = 'osD'[i // len(colours) % 3]
     ax.errorbar(
       *([point['x'] for point in own], middle, spread),
       fmt=marker,
@@ -985,20 +986,54 @@ def consistency(
   if threshold is not None:
     ax.axhline(threshold, color=_FAINT, linestyle=':', linewidth=1)
   ax.axhline(0, color=_OWN, linewidth=0.8)
-  _labels(ax, points, {kind: i for i, kind in enumerate(kinds)})
+  _labels(ax, points)
   ax.set_xlabel(x)
   ax.set_ylabel("Spearman's rho with the reference; bars: 95 %")
   figure.legend(fontsize=8, frameon=False, loc='upper center', ncols=4)
   return figure
 
 
-def _labels(ax, points: Mapping[str, Mapping[str, Any]], kinds) -> None:
+def _labels(ax, points: Mapping[str, Mapping[str, Any]]) -> None:
   """Names of points, beside them where there is room."""
-  size = 8
-  dots = {n: ax.transData.transform((p['x'], p['y'])) / ax.figure.dpi
-          for n, p in points.items()}
+
+  def at(cost, value):
+    return ax.transData.transform((cost, value)) / ax.figure.dpi
+
+  dots = {name: at(point['x'], point['y']) for name, point in points.items()}
+  # Boxes (left, bottom, right, top), in inches, of what no name may cover.
+  taken = [(x - 0.06, y - 0.06, x + 0.06, y + 0.06) for x, y in dots.values()]
   bars = [
-    [ax.transData.transform((p['x'], p[end])) / ax.figure.dpi
-     for end in ('low', 'high')]
-    for p in points.values()
+    (*at(point['x'], point['low']), *at(point['x'], point['high']))
+    for point in points.values()
   ]
+
+  def covers(box, other) -> float:
+    wide = min(box[2], other[2]) - max(box[0], other[0])
+    high = min(box[3], other[3]) - max(box[1], other[1])
+    return wide * high if min(wide, high) > 0 else 0.0
+
+  for name, (x, y) in sorted(dots.items(), key=lambda item: item[1][0]):
+    wide, high = _extent(name, _SIZE - 1), 0.13
+    places = [
+      (x + side, y + rise, x + side + wide, y + rise + high)
+      for rise in (-0.065, 0.08, -0.21, 0.22, -0.35, 0.36, -0.49, 0.5, -0.63)
+      for side in (0.09, -0.09 - wide)
+    ]
+    costs = [
+      20 * sum(covers(place, box) for box in taken)
+      + sum(covers(place, (b[0] - 0.02, b[1], b[2] + 0.02, b[3])) for b in bars)
+      + 0.002 * i
+      for i, place in enumerate(places)
+    ]
+    best = places[int(np.argmin(costs))]
+    taken.append(best)
+    ax.annotate(
+      name,
+      (72 * x, 72 * y),
+      (72 * best[0], 72 * (best[1] + high / 2)),
+      xycoords='figure points',
+      textcoords='figure points',
+      va='center_baseline',
+      fontsize=_SIZE - 1,
+      color=_INK,
+    )

@@ -35,8 +35,8 @@ def options(**more: Any) -> dict[str, Any] | None:
   """XLA's options for the programs of this library; None for none.
 
   On CPU: without the newer emitters of fused loops, where there is a choice (up
-  to JAX 0.11), and with LLVM's first level of optimization. Programs compile in about 60 % of the time and run as fast
-  (docs/performance.md).
+  to JAX 0.11), and with LLVM's first level of optimization. Programs compile in
+  about 60 % of the time and run as fast (docs/performance.md).
 
   Args:
     **more: options for CPU besides.

@@ -257,6 +257,16 @@ def test_bad_input_is_refused(mlp):
     zero_cost.measure(zero_cost.of_network(mlp[0]), mlp[1], 'synflow')
 
 
+def test_the_flow_through_deep_networks_is_a_number(mlp):
+  """Where its factors overflow float32; half of the weights in each layer."""
+  net, batch = mlp
+  small = measured(net, batch, 'synflow')['synflow']
+  params = jax.tree.map(lambda leaf: leaf * 1e20, net.variables['params'])
+  large = network.Network({**net.variables, 'params': params}, net.spec)
+  found = measured(large, batch, 'synflow')['synflow']
+  assert found == pytest.approx(small + 3 * np.log(1e20), rel=1e-5)
+
+
 def test_operations_and_scales_of_a_cell_are_those_of_its_network():
   net = supernet.nas_bench_201(channels=2, repeats=2, shape=(8, 8, 3))
   variables = net.init(jax.random.key(0))

@@ -27,9 +27,9 @@ from jaxnas.spaces import supernet
 
 # Added to eigenvalues and correlations before their logarithm.
 _JITTER = 1e-5
-# The input of synflow, of which its score is a multiple: 1 would overflow
-# float32 in deep networks.
-_SMALL = 1e-18
+# An input at which the flow through deep networks, 1e40 and more at 1, and
+# through small ones are float32.
+_SMALL = 1e-30
 
 
 class Subject(NamedTuple):
@@ -202,18 +202,28 @@ def _saliency(subject, batch):
 
 
 def _flow(subject, batch):
-  """Weights times the slope of the sum of outputs, all weights positive."""
+  """The logarithm of weights times slopes of the outputs, all positive.
+
+  Without norms and biases outputs are proportional to the input. So they are
+  first measured at a tiny one, and then differentiated at one which, like the
+  factor of the outputs, takes half of their size away: neither activations nor
+  slopes overflow where the whole would.
+  """
   positive = jax.tree_util.tree_map_with_path(
     lambda path, leaf: (
       jnp.zeros_like(leaf) if path[-1].key == 'bias' else abs(leaf)
     ),
     subject.params,
   )
-  ones = jnp.full((1, *batch.inputs.shape[1:]), _SMALL)
-  slopes = jax.grad(
-    lambda params: subject.forward(params, ones, norm=False).logits.sum()
-  )(positive)
-  return _total(lambda a, b: abs(a * b), positive, slopes)
+  ones = jnp.ones((1, *batch.inputs.shape[1:]))
+
+  def out(params, scale):
+    return subject.forward(params, scale * ones, norm=False).logits.sum()
+
+  whole = jnp.log(out(positive, _SMALL)) - np.log(_SMALL)
+  scale = jnp.exp(-whole / 2)
+  slopes = jax.grad(lambda params: scale * out(params, scale))(positive)
+  return whole + jnp.log(_total(lambda a, b: abs(a * b), positive, slopes))
 
 
 def _correlation(subject, batch):
@@ -359,7 +369,7 @@ PROXIES: dict[str, Proxy] = {
   'fisher': Proxy('saliency', lambda s, total, y: total),
   # Tanaka et al. 2020, its logarithm. Biases are zero here and not positive,
   # which no weight of a network without biases in convolutions can tell.
-  'synflow': Proxy('flow', lambda s, total, y: jnp.log(total) - np.log(_SMALL)),
+  'synflow': Proxy('flow', lambda s, flow, y: flow),
   # Mellor et al.: version 1 (input gradients) and 3 (codes of the ReLUs).
   'jacob_cov': Proxy('correlation', _jacob_cov),
   'naswot': Proxy('codes', lambda s, k, y: jnp.linalg.slogdet(k)[1]),

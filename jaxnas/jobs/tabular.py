@@ -525,9 +525,10 @@ def tabular(
     What is written to `summary.json`: under `arms` for each arm `test`, the
     mean of the reported column over the searches, `std`, `interval` (95 % of
     the mean), `signal`, `optimum` (the share of searches that found the best
-    there is by the signal), `rank` (1 for that one, the mean), `queries` and `seconds` spent at the budget, what
-    running it took, and `found`, the genotype that most searches found; for
-    fronts also `hypervolume`. Under `baselines` the ranking by parameters, if
+    there is by the signal), `rank` (1 for that one, the mean), `queries` and
+    `seconds` spent at the budget, what running it took, and `found`, the
+    genotype that most searches found; for fronts also `hypervolume`. Under
+    `baselines` the ranking by parameters, if
     the table has them. `curves.png`, and `fronts.png` of the first search of
     each arm, lie beside it.
 

@@ -1,0 +1,93 @@
+"""Which cheap score of a network can be trusted: the study of EcoNAS.
+
+    python launch/proxies.py --workdir=runs/proxies
+
+trains a dozen networks on digits at a reference setting and at cheaper ones,
+and says how well each of these, and scores without any training, keep their
+order, what they cost, and which to take. With `--dataset=cifar10` or any other
+set of images that TFDS has prepared it does so there. The same command resumes
+a study that was stopped; fidelities may be added. The work is in
+`jaxnas.jobs.proxies`.
+"""
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from jaxnas.jobs import proxies
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'The folder of the study; give it again to resume.'
+)
+_CACHE = flags.DEFINE_string(
+  'compilation_cache',
+  str(pathlib.Path.home() / '.cache' / 'jaxnas' / 'xla'),
+  'Where compiled programs are kept between runs; empty for nowhere.',
+)
+# The settings of `proxies.study`, by the kind of their flag.
+_HELP = {
+  'dataset': "'digits', or the name of an image set in TFDS.",
+  'data_dir': 'Where TFDS prepared it; empty for $TFDS_DATA_DIR.',
+  'examples': 'Images to train on; 0 for all.',
+  'valid': 'Images to score by; 0 for what the set holds out.',
+  'space': f'One of {", ".join(proxies.SPACES)}.',
+  'channels': 'Of the first stage, at c0.',
+  'repeats': 'Cells in each stage.',
+  'networks': 'How many to draw and train.',
+  'unconnected': 'Draw also networks whose output ignores their input.',
+  'reference': 'The fidelity that others are to agree with.',
+  'fidelities': 'Cheaper ones, such as c2r0s0e12,c0r2s0e12.',
+  'zero_cost': 'Scores without training, such as params,synflow.',
+  'again': 'Train the reference twice: what no proxy need be better than.',
+  'batch': 'Examples in a step, and for scores without training.',
+  'learning_rate': 'Where the cosine begins.',
+  'weight_decay': 'Of SGD.',
+  'clip': 'The largest norm of gradients.',
+  'chunk': 'Networks that are trained, and saved, at a time.',
+  'seed': 'Of the data, the networks, their weights and the intervals.',
+  'threshold': 'The rho that is good enough.',
+  'resamples': 'Of the bootstrap.',
+}
+_KINDS = {
+  bool: flags.DEFINE_bool,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  str: flags.DEFINE_string,
+  list: flags.DEFINE_list,
+}
+_SETTINGS = {
+  name: _KINDS[type(value)](name, value, _HELP[name])
+  for name, value in proxies.DEFAULTS.items()
+}
+
+
+def settings() -> dict[str, Any]:
+  """What the flags say."""
+  return {name: flag.value for name, flag in _SETTINGS.items()}
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+  if _CACHE.value:
+    os.makedirs(_CACHE.value, exist_ok=True)
+    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  try:
+    proxies.study(settings(), _WORKDIR.value)
+  except (ValueError, OSError, ImportError) as error:
+    if flags.FLAGS.debug:
+      raise
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  flags.DEFINE_bool('debug', False, 'Show where an error came from.')
+  flags.mark_flag_as_required('workdir')
+  app.run(main)
