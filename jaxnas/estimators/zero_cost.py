@@ -439,7 +439,9 @@ def score_genotypes(
   names: Sequence[str] = tuple(PROXIES),
   at_once: int | None = None,
 ) -> dict[str, jax.Array]:
-  """The proxies of many cells, each with weights of its own; jit it.
+  """The proxies of many cells, each with weights of its own.
+
+  Compile it by `jaxnas.programs.jit`, on CPU much faster than by `jax.jit`.
 
   Args:
     net: the networks.
