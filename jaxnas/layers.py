@@ -162,7 +162,8 @@ def conv2d(
     form: `'native'` for `lax.conv_general_dilated`; `'patches'` for shifted
       slices and one matrix product; `'images'` for the same in a loop over as
       many images as `cached` says, which keeps no patches for the gradient and
-      has neither forward-mode nor second derivatives; `'auto'` for `conv_form()`.
+      has neither forward-mode nor second derivatives; `'auto'` for
+      `conv_form()`.
 
   Returns:
     (batch, rows, columns, channels out).
