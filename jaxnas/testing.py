@@ -242,10 +242,12 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _layout(tree: Any) -> dict[str, str]:
-  return {
-    path: f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-    for path, leaf in _leaves(tree).items()
-  }
+  found = {}
+  for path, leaf in _leaves(tree).items():
+    if not hasattr(leaf, 'dtype'):  # A Python number is a leaf too.
+      leaf = np.asarray(leaf)
+    found[path] = f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+  return found
 
 
 def _differences(got: dict[str, Any], expected: dict[str, Any]) -> str:

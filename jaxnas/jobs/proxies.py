@@ -326,6 +326,15 @@ def study(
   )
   figure.savefig(path / 'consistency.png', dpi=150)
   console.print(results(summary))
+  again = summary['proxies'].get(AGAIN)
+  if again is not None:
+    low, high = again['rho_interval']
+    console.print(
+      f'the reference agrees with itself, trained again, by rho '
+      f'{again["rho"]:.2f} ({low:.2f} to {high:.2f})',
+      highlight=False,
+      soft_wrap=True,
+    )
   several = [row for row in summary['questions'] if row['pairs'] > 1]
   for row in (*summary['pairs'], *several):
     console.print(_in_words(row), highlight=False, soft_wrap=True)
