@@ -853,6 +853,85 @@ def _blues():
   return LinearSegmentedColormap.from_list('widths', ['#EAF2F8', _COLOURS[0]])
 
 
+def heat(
+  tables: Mapping[str, Any],
+  *,
+  rows: Sequence[Any],
+  columns: Sequence[Any],
+  x: str,
+  y: str,
+  marked: Any = None,
+) -> Any:
+  """Tables of numbers as colours, side by side.
+
+  Args:
+    tables: for each title an (R, C) array of finite numbers.
+    rows: what the R rows are, from the top.
+    columns: what the C columns are.
+    x: what the columns say.
+    y: what the rows say.
+    marked: (R, C) of bool, cells to be framed; None for none.
+
+  Returns:
+    The Matplotlib figure; darker is more, on a scale of each table's own.
+
+  Raises:
+    ValueError: if there is no table, or one is not of shape (R, C).
+    ImportError: if Matplotlib is not installed.
+
+  Example:
+    >>> figure = heat({'error': [[1.0, 2.0]]}, rows=[0.4], columns=[0, 1],
+    ...               x='noise', y='keep')
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['1', '2']
+  """
+  shape = (len(rows), len(columns))
+  arrays = {title: np.asarray(table) for title, table in tables.items()}
+  for title, table in arrays.items():
+    if table.shape != shape:
+      raise ValueError(
+        f'heat: {title!r} is of shape {table.shape}, and there are '
+        f'{shape[0]} rows and {shape[1]} columns.'
+      )
+  if not arrays:
+    raise ValueError('heat: there is nothing to draw, no tables.')
+  wide, high = 0.62 * shape[1] + 0.9, 0.36 * shape[0] + 0.9
+  figure = _figure(wide * len(arrays), high, 'constrained')
+  axes = figure.subplots(1, len(arrays), squeeze=False, sharey=True)[0]
+  for ax, (title, table) in zip(axes, arrays.items()):
+    ax.pcolormesh(
+      *(np.arange(shape[1] + 1) - 0.5, np.arange(shape[0] + 1) - 0.5, table),
+      cmap=_blues(),
+      edgecolors='white',
+      linewidth=0.5,
+    )
+    middle = (table.min() + table.max()) / 2
+    for (i, j), value in np.ndenumerate(table):
+      ax.text(
+        *(j, i, f'{value:.3g}'),
+        ha='center',
+        va='center',
+        fontsize=7.5,
+        color='white' if value > middle else _INK,
+      )
+    for i, j in np.argwhere(np.zeros(shape) if marked is None else marked):
+      ax.plot(
+        *(j + np.array([-1, 1, 1, -1, -1]) * 0.46,),
+        *(i + np.array([-1, -1, 1, 1, -1]) * 0.46,),
+        color=_COLOURS[3],
+        linewidth=1.6,
+      )
+    ax.set_title(title, fontsize=9)
+    ax.set_xticks(range(shape[1]), columns)
+    ax.set_xlabel(x, fontsize=9)
+    ax.tick_params(labelsize=8, length=0)
+    ax.spines[:].set_visible(False)
+  axes[0].set_yticks(range(shape[0]), rows)
+  axes[0].set_ylabel(y, fontsize=9)
+  axes[0].invert_yaxis()
+  return figure
+
+
 def calibration(events: Iterable[Event]) -> Any:
   """Predicted against measured loss change of moves, with the identity.
 

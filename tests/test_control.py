@@ -401,6 +401,7 @@ def test_hyper_parameters_of_a_member_are_read():
   assert apart(plain, trained(rate=jnp.array(2e-3))) < 1e-5
 
 
+@pytest.mark.slow
 def test_what_no_gene_uses_stays_zero():
   narrow = 0
   start = population()[0]

@@ -372,3 +372,20 @@ def test_a_missing_matplotlib_is_named(monkeypatch):
   monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
   with pytest.raises(ImportError, match='pip install matplotlib'):
     draw.calibration([Event(0, 'move', None, -0.5, -0.25)])
+
+
+def test_heat_tells_every_number_and_frames_what_is_marked():
+  tables = {'error': np.array([[1.0, 20.0], [3.0, 4.0]]), 'other': np.eye(2)}
+  where = {'rows': [0.0, 0.4], 'columns': [0.1, 0.3], 'x': 'noise', 'y': 'keep'}
+  marked = np.array([[False, True], [False, False]])
+  figure = draw.heat(tables, **where, marked=marked)
+  left, right = figure.axes
+  assert [text.get_text() for text in left.texts] == ['1', '20', '3', '4']
+  assert [text.get_text() for text in right.texts] == ['1', '0', '0', '1']
+  (frame,) = left.get_lines()
+  assert set(frame.get_xdata().round()) == {1.0}  # The second column,
+  assert set(frame.get_ydata().round()) == {0.0}  # the first row.
+  with pytest.raises(ValueError, match=r'shape \(2, 2\).* 1 rows'):
+    draw.heat(tables, **{**where, 'rows': [0.0]})
+  with pytest.raises(ValueError, match='no tables'):
+    draw.heat({}, **where)

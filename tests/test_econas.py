@@ -173,6 +173,7 @@ def test_leaders_are_sorted_and_of_the_highest_rung(published):
   assert found.fitness[-1] == fitness[slots[0]]
 
 
+@pytest.mark.slow
 def test_hierarchy_finds_better_networks_than_its_control():
   # Scores are noisy, less so the longer a network was trained; 50 searches of
   # each at equal cost. What is found is judged by its true worth.

@@ -522,6 +522,7 @@ def digits_learner():
   )
 
 
+@pytest.mark.slow
 def test_it_searches_the_loss_of_classifiers():
   learner = digits_learner()
   priors = {

@@ -231,6 +231,7 @@ def _assert_identity(net, channels, mass, seed, make=morphisms.split):
 SPLITS = {'split': morphisms.split, 'free split': morphisms.free_split}
 
 
+@pytest.mark.slow
 @given(
   make=st.sampled_from(sorted(SPLITS)),
   kind=st.sampled_from(sorted(KINDS)),
@@ -610,6 +611,7 @@ def test_scores_are_unbiased_for_the_exact_parts_of_every_move(x64, factor):
   assert curvature.max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gauss_newton_is_the_full_hessian_of_a_relu_network(x64):
   """Piecewise linear downstream, so the second derivative is `q^T H q`;
   with SiLU it is not."""
@@ -959,6 +961,7 @@ def _exact_padding(spec):
   return morphisms.pad({g.name: g.size for g in groups.growable(spec)})
 
 
+@pytest.mark.slow
 def test_scores_do_not_see_padding(x64, monkeypatch):
   del x64
   net = _random_net(_everything(specs.Activation('silu')))
@@ -1265,6 +1268,7 @@ def test_sketch_ranks_moves_as_their_measured_loss_changes(trained):
   assert all(ranks[kind][1] < 0.9 for kind in ranks if kind != 'split 0.3')
 
 
+@pytest.mark.slow
 def test_standard_errors_fall_as_the_root_of_the_examples(trained):
   """Growth specification, 4.2, test 7: four times the examples, half of it."""
   directions, _ = trained.fit()
@@ -1301,6 +1305,7 @@ def test_learned_directions_lower_the_loss_and_first_order_ones_raise_it(
   assert runaway > 0.01, figures
 
 
+@pytest.mark.slow
 def test_joint_choice_predicts_the_built_network_and_independent_does_not(
   trained,
 ):
@@ -1407,6 +1412,7 @@ def test_gates_open_as_far_as_the_loss_falls(trained):
     assert found['error'] < 0.8 * found['error of first order'], figures
 
 
+@pytest.mark.slow
 def test_joint_prediction_covers_moves_of_all_kinds(trained):
   """A set of learned splits, merges and blocks, built whole."""
   kinds = {

@@ -272,6 +272,7 @@ def test_a_vector_survives_a_matrix_of_zeros():
   np.testing.assert_allclose(np.linalg.norm(found, 2), 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_every_gene_changes_what_a_network_does():
   networks = gan.dense((4, 4, 1), latent=5, width=6)
   own = jnp.array([3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2])
@@ -411,6 +412,7 @@ def test_transposed_upsampling_is_a_transposed_convolution():
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fresh_kernels_have_the_scale_of_their_edge():
   networks = gan.easy((8, 8, 1), widths=(24, 2), latent=3)
   edges = np.array([i for i in range(21) if i % 7 > 1])

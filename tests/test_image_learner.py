@@ -193,6 +193,7 @@ def test_networks_are_what_their_genes_say(form):
     assert different(found, reference(held, other, x)) > 1e-2
 
 
+@pytest.mark.slow
 def test_members_side_by_side_are_members_one_by_one():
   keys = jax.random.split(KEY, 2)
   own = jnp.array([[0, 1, 2, 3, 4, 0, 3, 1], [4, 0, 1, 1, 2, 2, 0, 3]])

@@ -566,11 +566,14 @@ def test_a_race_without_a_ratio_is_refused(tmp_path):
 @pytest.mark.parametrize(
   'changes',
   [
-    {
-      'growth__moves': 'free_split-merge-insert',
-      'growth__confirm': True,
-      'growth__limit': 6,
-    },
+    pytest.param(
+      {
+        'growth__moves': 'free_split-merge-insert',
+        'growth__confirm': True,
+        'growth__limit': 6,
+      },
+      marks=pytest.mark.slow,
+    ),
     {'growth__judge': 'magnitude', 'growth__rule': 'independently'},
     pytest.param(
       {'growth__judge': 'brute_force', 'growth__ratio': 1.2},

@@ -356,6 +356,7 @@ def write_search(path, devices):
     searched(algorithms.pbt_nas(small(), mesh=uneven))
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_search_of_one(tmp_path):
   path = str(tmp_path / 'found.npz')
   root = source_tree.ROOT

@@ -217,6 +217,7 @@ def grown(layers, probability):
   return jax.jit(lambda key, base: child(key, base, base, body))
 
 
+@pytest.mark.slow
 def test_morph_keeps_the_function_in_float64():
   with jax.enable_x64(True):
     base = trained(0)

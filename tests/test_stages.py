@@ -556,6 +556,7 @@ def test_stages_keep_their_laws(stage, members):
   testing.check_stage(stage(), base.Population(tuple(members())), KEY)
 
 
+@pytest.mark.slow
 def test_growth_records_what_it_predicted_and_what_it_measured():
   """A move for each member and round; a run in two parts is the run."""
   tx = optax.adam(1e-2)

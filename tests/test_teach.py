@@ -82,6 +82,7 @@ def taught(trainer, quick_compiler):
   return trainer.train(keys(), CELLS, [None] * 3)
 
 
+@pytest.mark.slow
 def test_one_program_of_all_cells_keeps_the_laws(trainer):
   testing.check_trainer(trainer, CELLS)
 
@@ -134,6 +135,7 @@ def test_an_edge_that_did_nothing_begins_by_doing_nothing(net, task):
   assert jnp.abs(logits(changed, other) - hers).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_network_that_diverged_has_no_fitness(net, task):
   wild = learners.as_data(net, task, optax.sgd(1e30), epochs=1, batch=16)
   (lost,) = wild.train(keys(1), CELLS[:1], [None])
@@ -349,6 +351,7 @@ def whole(tmp_path_factory, quick_compiler):
   return folder, *ran(config(), folder)
 
 
+@pytest.mark.slow
 def test_a_job_leaves_everything_it_promises(whole):
   folder, summary, text = whole
   assert json.loads((folder / 'summary.json').read_text()) == summary
@@ -368,6 +371,7 @@ def test_a_job_leaves_everything_it_promises(whole):
     assert word in text
 
 
+@pytest.mark.slow
 def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
   whole, tmp_path, monkeypatch
 ):

@@ -176,6 +176,7 @@ def test_a_structure_is_two_programs():
   assert len(programs) == 2
 
 
+@pytest.mark.slow
 def test_widths_of_a_bucket_share_its_programs():
   tx, task = optax.adam(1e-2), _task()
 
@@ -233,6 +234,7 @@ def test_a_bucket_crossed_is_two_programs():
   assert counts == [2, 0, 2, 0]
 
 
+@pytest.mark.slow
 def test_without_padding_each_growth_event_compiles(monkeypatch):
   """What the buckets are for: the same events, at exact sizes."""
   monkeypatch.setattr(training, 'padding', lambda spec: morphisms.identity())

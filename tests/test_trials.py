@@ -423,6 +423,7 @@ def at_budget(stage, table, slots, generations, searches=300, budget=12_000.0):
   return np.asarray(index), np.asarray(queries)
 
 
+@pytest.mark.slow
 def test_searches_reach_the_published_figures(cifar10):
   """12,000 s on CIFAR-10: random 93.70, evolution 93.92 (Dong, Yang 2020)."""
   query = trials.query(cifar10, 'val_ep12', cost='train_time_ep12_s')

@@ -504,8 +504,9 @@ def easy(
   Example:
     >>> found = easy((8, 8, 1), widths=(4, 4), latent=6)
     >>> own = jnp.zeros(21, jnp.int32)
-    >>> layers = found.init(jax.random.key(0), own)
-    >>> found.generate(layers, own, jnp.ones((2, 6)), None).shape
+    >>> layers = jax.eval_shape(found.init, jax.random.key(0), own)
+    >>> z = jnp.ones((2, 6))
+    >>> jax.eval_shape(found.generate, layers, own, z, None).shape
     (2, 8, 8, 1)
   """
   side = _check_shape('easy', shape, 8)

@@ -17,17 +17,34 @@ of the last round on 4,000 points that nothing selects by; and last
   median_gain_random    the median of the relative gains over random search
   p_mutation, median_gain_mutation   the same over mutation-only
   seeds                 how many
+
+With `--grid=FILE.png` it trains PBT-NAS by every pair of (keep, noise) instead,
+draws the errors as a picture, and prints a JSON line for every pair beside the
+method's own, (0.4, 0.1), with the median difference over the same seeds and its
+95 % bootstrap interval.
 """
 
+import functools
+import itertools
 import json
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from jaxnas import algorithms, learners, mixing, selection, stages, training
+from jaxnas import (
+  algorithms,
+  draw,
+  learners,
+  mixing,
+  selection,
+  stages,
+  training,
+)
+from jaxnas.base import Stage
 from jaxnas.run import rounds
 from launch.bench import paired
 
@@ -37,7 +54,12 @@ _SETTING = flags.DEFINE_enum('setting', 'A', ['A', 'B'], 'Of the task.')
 _METHODS = flags.DEFINE_list(
   'methods', ['random', 'mutation', 'pbt_nas'], 'Which methods.'
 )
+_GRID = flags.DEFINE_string(
+  'grid', None, 'A picture of errors by (keep, noise), to be written.'
+)
 _SIZE = 24
+KEEP = (0.0, 0.2, 0.4, 0.7, 1.0)
+NOISE = (0.0, 0.1, 0.3, 1.0)
 
 SETTINGS = {
   'A': ({}, 12),
@@ -75,7 +97,7 @@ METHODS = {
 }
 
 
-def outcome(method: str):
+def outcome(make: Callable[..., Stage]):
   """A function of a seed: error and right slots of its last fittest."""
   settings, count = SETTINGS[_SETTING.value]
 
@@ -83,7 +105,7 @@ def outcome(method: str):
     teacher, start, search = jax.random.split(jax.random.key(seed), 3)
     learner = learners.teacher(teacher, **settings)
     population = stages.members(start, learner, _SIZE)
-    stage = METHODS[method](learner, over=training.at_once)
+    stage = make(learner, over=training.at_once)
     last, _ = rounds(search, stage, population, count)
     best = selection.order(last.metrics['fitness'])[0]
     member = jax.tree.map(lambda leaf: leaf[best], last.member)
@@ -94,13 +116,57 @@ def outcome(method: str):
   return one
 
 
+def grid(seeds: jax.Array, path: str) -> None:
+  """PBT-NAS by every (keep, noise): one program, a picture, and rows."""
+
+  def one(pair):
+    make = functools.partial(algorithms.pbt_nas, keep=pair[0], noise=pair[1])
+    error, _, middle = jax.vmap(outcome(make))(seeds)
+    return error, middle
+
+  pairs = list(itertools.product(KEEP, NOISE))
+  found = jax.jit(lambda pairs: jax.lax.map(one, pairs))(jnp.array(pairs))
+  error, middle = map(np.asarray, found)
+  shape = (len(KEEP), len(NOISE))
+  resolved = []
+  for pair, ours, population in zip(pairs, error, middle):
+    row = paired.compared(ours, error[pairs.index((0.4, 0.1))], better='less')
+    low, high = row['interval']
+    resolved.append(low > 0 or high < 0)
+    row = {
+      'keep': pair[0],
+      'noise': pair[1],
+      'median': float(np.median(ours)),
+      'population_median': float(np.median(population)),
+      'difference': row['difference'],
+      'interval': [round(end, 4) for end in row['interval']],
+      'wins': row['wins'],
+    }
+    print(json.dumps(_rounded(row)), flush=True)
+  figure = draw.heat(
+    {
+      'error of the fittest': np.median(error, 1).reshape(shape),
+      "the population's median": np.median(middle, 1).reshape(shape),
+    },
+    rows=KEEP,
+    columns=NOISE,
+    x='noise, of fresh weights',
+    y="keep, of the donor's",
+    marked=np.array(resolved).reshape(shape),
+  )
+  figure.savefig(path, dpi=150)
+
+
 def main(argv: list[str]) -> None:
   del argv
   seeds = jnp.arange(_FIRST.value, _FIRST.value + _SEEDS.value)
+  if _GRID.value is not None:
+    grid(seeds, _GRID.value)
+    return
   found = {}
   for method in _METHODS.value:
     started = time.monotonic()
-    search = jax.jit(jax.vmap(outcome(method)))
+    search = jax.jit(jax.vmap(outcome(METHODS[method])))
     error, right, middle = map(np.asarray, search(seeds))
     found[method] = error
     row = {
