@@ -12,6 +12,9 @@ from jaxnas import programs
 
 # A silent broadcast is how weight surgery goes wrong unseen.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Most programs here run a few times, which takes less than compiling them. What
+# trains for long asks for `optimized`.
+jax.config.update('jax_disable_most_optimizations', True)
 # `jax_numpy_dtype_promotion='strict'` is off: optax's schedules and its Adam
 # bias correction multiply Python floats by integer step counts, which strict
 # promotion refuses.
@@ -81,12 +84,12 @@ def x64():
     yield
 
 
-@pytest.fixture(scope='module')
-def quick_compiler():
-  """Compiles fast, for modules whose programs run a few times only."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
+@pytest.fixture
+def optimized():
+  """Compiles as for users, in tests that train for long."""
   jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
 
 
 def _beside(variable: str, folder: str, *files: str) -> pathlib.Path:

@@ -1,7 +1,5 @@
 """Cells of DARTS and its kin: laws of the spaces, sizes and parameters."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,6 @@ import pytest
 
 from jaxnas import testing
 from jaxnas.spaces import cell
-
-# Compiled quickly: there is little to run.
-quick = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 GRAMMARS = {
   grammar.name: grammar
@@ -85,17 +78,17 @@ def test_laws_of_the_spaces(name):
   grammar = GRAMMARS[name]
   space = cell.space(grammar)
   keys = jax.random.split(jax.random.key(0), 128)
-  some = np.asarray(quick(jax.vmap(space.sample))(keys))
+  some = np.asarray(jax.jit(jax.vmap(space.sample))(keys))
   assert legal(grammar, some).all()
   assert (some.max(axis=0) == np.array(space.options) - 1).mean() > 0.9
-  changed = quick(jax.vmap(space.mutate))(keys, some)
+  changed = jax.jit(jax.vmap(space.mutate))(keys, some)
   assert legal(grammar, np.asarray(changed)).all()
   assert ((changed != some).sum(axis=1) == 1).all()
   other = np.roll(some, 1, axis=0)
-  child = np.asarray(quick(jax.vmap(space.crossover))(keys, some, other))
+  child = np.asarray(jax.jit(jax.vmap(space.crossover))(keys, some, other))
   assert legal(grammar, child).all()
   assert ((child == some) | (child == other)).all()
-  around, good = quick(space.neighbours)(some[0])
+  around, good = jax.jit(space.neighbours)(some[0])
   assert len(np.unique(np.asarray(around), axis=0)) == len(around)
   np.testing.assert_array_equal(legal(grammar, np.asarray(around)), good)
   assert bool(good.all()) == (not grammar.distinct)
@@ -105,7 +98,7 @@ def test_laws_of_the_spaces(name):
 
 def test_samples_of_darts_are_uniform_over_pairs_of_states():
   keys = jax.random.split(jax.random.key(1), 4000)
-  some = quick(jax.vmap(cell.space(cell.DARTS).sample))(keys)
+  some = jax.jit(jax.vmap(cell.space(cell.DARTS).sample))(keys)
   # The last block reads two of five states: ten pairs, 400 times each.
   pairs = np.sort(np.asarray(some)[:, [28, 30]], axis=1)
   counts = np.unique(pairs, axis=0, return_counts=True)[1]
@@ -117,9 +110,9 @@ def test_the_order_of_edges_does_not_count():
   grammar, genotype = cell.named('darts_v2')
   blocks = genotype.reshape(2, 4, 2, 2)
   swapped = blocks[:, :, ::-1].reshape(-1)
-  encode = quick(cell.space(grammar).encode)
+  encode = jax.jit(cell.space(grammar).encode)
   assert (encode(genotype) == encode(swapped)).all()
-  canonical = quick(lambda genotype: cell.canonical(grammar, genotype))
+  canonical = jax.jit(lambda genotype: cell.canonical(grammar, genotype))
   first = canonical(genotype)
   assert (first == canonical(swapped)).all()
   changed = genotype.copy()

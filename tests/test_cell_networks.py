@@ -15,11 +15,6 @@ from jaxnas.spaces import cell, cell_networks, supernet
 from jaxnas.spaces import nas_bench_101 as bench101
 from jaxnas.spaces import nas_bench_201 as bench201
 
-# Compiled quickly: there is little to run.
-quick = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
 # One cell of each of the 28 cost classes of NAS-Bench-201.
 CLASSES = [
   [3] * wide + [2] * narrow + [(0, 1, 4)[i % 3] for i in range(rest)]
@@ -136,7 +131,7 @@ def test_networks_run(spec):
     network.shapes(spec).variables,
   )
 
-  @quick
+  @jax.jit
   def run(variables, x):
     return spec.module().apply(variables, x, True, mutable=['batch_stats'])[0]
 
@@ -197,7 +192,7 @@ def nets():
     select: supernet.nas_bench_201(select=select, **how)
     for select in ('switch', 'mask')
   }
-  return made, quick(made['mask'].init)(jax.random.key(0))
+  return made, jax.jit(made['mask'].init)(jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +203,7 @@ def test_one_program_is_every_network(nets, select):
   x = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
   traces = []
 
-  @quick
+  @jax.jit
   def loss(params, genotype, x):
     traces.append(genotype)
 
@@ -235,7 +230,7 @@ def test_one_program_is_every_network(nets, select):
       continue
     single = supernet.unrolled(net, variables, genotype)
     module = single.spec.module()
-    logits, state = quick(
+    logits, state = jax.jit(
       lambda v, x, module=module: module.apply(
         v, x, True, mutable=['batch_stats']
       )
@@ -268,7 +263,7 @@ def test_without_norms_a_network_is_homogeneous(nets):
   net, variables = nets[0]['mask'], nets[1]
   genotype = jnp.array(GENOTYPES[0])
   x = jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
-  run = quick(lambda x: net.apply(variables, genotype, x, norm=False).logits)
+  run = jax.jit(lambda x: net.apply(variables, genotype, x, norm=False).logits)
   np.testing.assert_allclose(run(2 * x), 2 * run(x), rtol=1e-4, atol=1e-5)
 
 

@@ -32,9 +32,6 @@ from jaxnas.estimators.injection import injected_loss
 from jaxnas.morphisms import several
 from jaxnas.spaces import seeds
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 
 

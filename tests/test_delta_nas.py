@@ -16,9 +16,6 @@ from jaxnas.run import rounds, run
 from jaxnas.spaces import tabular
 from jaxnas.stages import trials
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 
 

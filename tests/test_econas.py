@@ -10,9 +10,6 @@ from jaxnas.base import Table
 from jaxnas.run import rounds
 from jaxnas.stages import trials
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 SPACE = spaces.nas_bench_201.space()
 WORTH = np.random.default_rng(0).normal(size=SPACE.size).astype(np.float32)
@@ -52,7 +49,7 @@ def on_rungs(metrics):
 
 
 @pytest.fixture(scope='module')
-def published(quick_compiler):
+def published():
   """A whole search of the official size."""
   stage = algorithms.econas(SPACE, answer(noise=1.0))
   return searched(stage, 101, 16 + 100 * 28)

@@ -485,7 +485,7 @@ def task():
   return tasks.digits(shift=0)
 
 
-def test_a_part_of_an_epoch_is_its_first_batches(task, quick_compiler):
+def test_a_part_of_an_epoch_is_its_first_batches(task):
   net, tx = fresh(seeds.mlp(task.shape, (4,), 10)), optax.sgd(0.1)
   fitted = training.fit(jax.random.key(0), net, task, tx, epochs=1.25, batch=32)
   assert fitted.steps == 36 + 9 and fitted.examples == 45 * 32
@@ -494,7 +494,7 @@ def test_a_part_of_an_epoch_is_its_first_batches(task, quick_compiler):
   assert none.steps == 0 and none.losses == ()
 
 
-def test_parents_stay_where_no_child_can_be_trained(task, quick_compiler):
+def test_parents_stay_where_no_child_can_be_trained(task):
   """Without them, the control, a spent budget would leave nobody."""
   lesson = stages.lessons(task, optax.sgd(0.1), batch=32, budget=1.0)
   stage = algorithms.ectonas(lesson, warmup=1, epochs=1)
@@ -510,7 +510,7 @@ def test_parents_stay_where_no_child_can_be_trained(task, quick_compiler):
   )
 
 
-def test_lessons_keep_the_laws_of_stages(task, quick_compiler):
+def test_lessons_keep_the_laws_of_stages(task):
   lesson = stages.lessons(task, optax.sgd(0.1), batch=32)
   mlp = seeds.mlp(task.shape, (4,), 10)
   start = Population((Candidate(fresh(mlp)), Candidate(fresh(mlp, 1))))
@@ -521,7 +521,7 @@ def test_lessons_keep_the_laws_of_stages(task, quick_compiler):
   assert [len(m.metrics['history']) for m in after.members] == [1, 1]
 
 
-def test_a_hard_budget_is_never_overshot(task, quick_compiler):
+def test_a_hard_budget_is_never_overshot(task):
   lesson = stages.lessons(task, optax.sgd(0.1), batch=32, budget=3.6)
   mlp = seeds.mlp(task.shape, (4,), 10)
   start = Population(tuple(Candidate(fresh(mlp, i)) for i in range(3)))
@@ -536,7 +536,7 @@ def test_a_hard_budget_is_never_overshot(task, quick_compiler):
 
 
 @pytest.mark.slow
-def test_alike_networks_share_programs_and_come_back(task, quick_compiler):
+def test_alike_networks_share_programs_and_come_back(task):
   tx = optax.adam(0.01)
   specs_ = [
     seeds.mlp(task.shape, (5, 7), 10),
@@ -577,7 +577,7 @@ def test_a_generation_of_eighteen_networks_has_seven_structures():
 
 
 @pytest.mark.slow
-def test_momentum_survives_every_edit(task, quick_compiler):
+def test_momentum_survives_every_edit(task):
   """C3: the official code loses it at every call of its training."""
   tx = optax.sgd(0.05, momentum=0.9)
   warm = alike(stages.train(task, tx, epochs=1, batch=32))
@@ -594,7 +594,7 @@ def test_momentum_survives_every_edit(task, quick_compiler):
 
 
 @pytest.mark.slow
-def test_copies_of_units_part_and_become_capacity(task, quick_compiler):
+def test_copies_of_units_part_and_become_capacity(task):
   """C2: rank 35 of 35 after 10 epochs; by equal halves 32, as officially."""
   spec = seeds.cells(task.shape, (6, 12), (32, 20), 10)
   tx = optax.sgd(0.05)
@@ -649,7 +649,7 @@ def table(task, spec, epochs, key):
 
 
 @pytest.mark.slow
-def test_what_every_edit_does_to_a_trained_network(task, quick_compiler):
+def test_what_every_edit_does_to_a_trained_network(task):
   """C1; the official code loses 75 to 96 points by removing units."""
   spec = seeds.cells(task.shape, (6, 12), (32, 20), 10)
   accuracy, rows = table(task, spec, 30, 0)
@@ -664,7 +664,7 @@ def test_what_every_edit_does_to_a_trained_network(task, quick_compiler):
 
 
 @pytest.mark.slow
-def test_a_judge_ranks_the_edits_that_it_can_score(task, quick_compiler):
+def test_a_judge_ranks_the_edits_that_it_can_score(task):
   """Of each kind one is left: fourteen children of seventeen."""
   estimator = estimators.gauss_newton(loss=task.loss, steps=2, batch=32)
   stage = stages.ranked(estimator, task, learn_examples=64, score_examples=64)
@@ -690,7 +690,7 @@ def test_a_judge_ranks_the_edits_that_it_can_score(task, quick_compiler):
 
 
 @pytest.mark.slow
-def test_what_every_removal_does_on_average(task, quick_compiler):
+def test_what_every_removal_does_on_average(task):
   """C1, on two parents: means, since one parent of 270 images is coarse."""
   spec = seeds.cells(task.shape, (6, 12), (32, 20), 10)
   losses = collections.defaultdict(list)
@@ -755,9 +755,7 @@ def generation(task, spec, seed, *, alpha=1.0, tx, epochs=3, **blocks):
 
 
 @pytest.mark.slow
-def test_a_dense_network_becomes_convolutional_where_it_should(
-  task, quick_compiler
-):
+def test_a_dense_network_becomes_convolutional_where_it_should(task):
   """C6: on shifted digits the crossing wins in three of five seeds or more, to
   a block that pools and has filters enough; and without these it does not."""
   moved, tx = shifted(task), optax.adam(0.01)
@@ -774,7 +772,7 @@ def test_a_dense_network_becomes_convolutional_where_it_should(
 
 
 @pytest.mark.slow
-def test_a_small_alpha_gives_a_smaller_network(task, quick_compiler):
+def test_a_small_alpha_gives_a_smaller_network(task):
   """C6: 30 % fewer parameters at less than 5 points, or a dense network."""
   tx = optax.adam(0.01)
   best = generation(task, DIGITS, 0, alpha=0.25, tx=tx, epochs=2)

@@ -31,9 +31,6 @@ from jaxnas import (
 from jaxnas.spaces import seeds
 from jaxnas.spaces.chain import units
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 
 
@@ -587,7 +584,7 @@ def timeless(tree):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, quick_compiler):
+def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp('evolution') / 'run'
   return folder, job(tiny(), folder)
 
@@ -663,15 +660,12 @@ def test_illegal_settings_are_refused_before_anything_is_made(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('optimized')
 def test_the_quick_form_keeps_the_promise_of_its_docstring(tmp_path):
   """Inherited weights win by far; 41,472 examples an arm."""
   config = evolution_digits.get_config()
   config.quick = True
-  jax.config.update('jax_disable_most_optimizations', False)
-  try:
-    summary = job(config, tmp_path / 'run')
-  finally:
-    jax.config.update('jax_disable_most_optimizations', True)
+  summary = job(config, tmp_path / 'run')
   arms = summary['arms']
   assert {row['examples'] for row in arms.values()} == {41_472}
   assert {row['evaluations'] for row in arms.values()} == {18}

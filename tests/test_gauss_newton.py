@@ -37,9 +37,6 @@ from jaxnas.morphisms import base, depth, outgoing, several, width
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SHAPE = (6, 6, 2)
 CLASSES = 3

@@ -26,9 +26,6 @@ from configs import (
 )
 from jaxnas import jobs, network, tasks, training, workdir
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A job of seconds, which grows inside its buckets. The baselines end with less
 # than a whole generation.
@@ -101,7 +98,7 @@ def rows(folder) -> list[dict]:
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, quick_compiler):
+def whole(tmp_path_factory):
   """A tiny job that ran to its end: folder, summary and what it printed."""
   folder = tmp_path_factory.mktemp('job') / 'run'
   return folder, *run(tiny(), folder)
@@ -503,6 +500,7 @@ def test_a_config_is_plain_values_that_a_job_accepts(config_module, quick):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['chain', 'resnet', 'vgg19', 'mobilenet_v1'])
+@pytest.mark.usefixtures('optimized')
 def test_every_seed_trains_and_grows_on_cifar10(tmp_path, cifar10_folder, name):
   config = tiny(
     growth_cifar10,
@@ -518,11 +516,7 @@ def test_every_seed_trains_and_grows_on_cifar10(tmp_path, cifar10_folder, name):
     growth__learn_examples=64,
     growth__score_examples=64,
   )
-  jax.config.update('jax_disable_most_optimizations', False)
-  try:
-    summary, _ = run(config, tmp_path / 'run')
-  finally:
-    jax.config.update('jax_disable_most_optimizations', True)
+  summary, _ = run(config, tmp_path / 'run')
   (first, *_) = rows(tmp_path / 'run')
   assert first['event'] == 'move'
   assert math.isfinite(first['predicted']) and math.isfinite(first['measured'])

@@ -34,9 +34,6 @@ from jaxnas.estimators.heuristics import (
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 LOSS = optax.softmax_cross_entropy_with_integer_labels
 SHAPE = (6, 6, 2)

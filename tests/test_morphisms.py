@@ -17,10 +17,6 @@ from jaxnas import spec as specs
 from jaxnas.morphisms import base, depth, kernel, several, width
 from jaxnas.spaces import seeds
 
-# Programs here run once or a few times.
-quick_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 generated = functools.partial(
   hypothesis.settings, derandomize=True, database=None
 )
@@ -750,7 +746,7 @@ def test_check_illegal_fails_on_a_legal_move_and_on_a_nameless_message():
 
 
 def outputs(net, x):
-  return np.asarray(quick_jit(network.apply)(net, x))
+  return np.asarray(jax.jit(network.apply)(net, x))
 
 
 def random_inputs(spec, batch=4, dtype=float):
@@ -910,7 +906,7 @@ def test_remove_lets_readers_read_the_kept_input(x64, found):
   def bypass(node, *inputs):
     return inputs[move.keep] if node.name == move.node else call(node, *inputs)
 
-  @quick_jit
+  @jax.jit
   def bypassed(x):
     return network.walk(net.spec, bypass, x)[net.spec.output]
 
@@ -1040,7 +1036,7 @@ def test_crop_undoes_pad(x64):
 
 
 def train_step(optimizer):
-  @functools.partial(quick_jit, static_argnums=0)
+  @functools.partial(jax.jit, static_argnums=0)
   def step(spec, variables, state, x, y):
     def loss(params):
       out, held = spec.module('native').apply(
@@ -1177,7 +1173,7 @@ def test_a_writers_gradient_is_the_share_of_its_parents(x64):
   moved = move(net, zero_theta(move, net))
   x = random_inputs(RESNET)
 
-  @quick_jit
+  @jax.jit
   def gradients(net):
     def loss(params):
       held = {**net.variables, 'params': params}
@@ -1286,7 +1282,7 @@ def test_masked_states_do_not_follow_new_layers():
 
 
 def adam_losses(net, state, optimizer, x, y, steps):
-  @quick_jit
+  @jax.jit
   def run(params, state):
     def loss(params):
       out = net.spec.module('native').apply({'params': params}, x)

@@ -11,9 +11,6 @@ from jaxnas.run import rounds
 from jaxnas.spaces import nas_bench_201, tabular
 from jaxnas.stages import trials
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 SKIP = (1,) * 6
 SIGNAL, REPORT = 'val_ep12', 'test_ep200_robot'

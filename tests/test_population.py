@@ -30,9 +30,6 @@ from jaxnas.base import Candidate, Population
 from jaxnas.run import count_compilations, run
 from jaxnas.spaces import seeds
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 SHAPE, CLASSES = (4, 4, 1), 3
 KEY = jax.random.key(0)
 

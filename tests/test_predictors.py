@@ -13,9 +13,6 @@ from jaxnas import estimators, morphisms, network, spaces, stages, testing
 from jaxnas.estimators import differences, predictors
 from jaxnas.spaces import tabular
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 # Small and fast; what differs is the form.
 PREDICTORS = {

@@ -17,9 +17,6 @@ from jaxnas import draw, fidelity, network, tasks
 from jaxnas.base import Taught, Trainer
 from jaxnas.jobs import proxies
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CELLS = proxies.SPACES['nas_bench_201']
 TIMED = ('seconds', 'processor', 'cost', 'compiling', 'recommended')

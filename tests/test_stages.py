@@ -26,9 +26,6 @@ from jaxnas import (
 from jaxnas.spaces import seeds
 from jaxnas.stages.choose import Choice
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 
 

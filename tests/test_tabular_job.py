@@ -12,14 +12,11 @@ from configs import evolution_nb201, nsga_nb201
 from jaxnas import jobs, workdir
 from jaxnas.spaces import nas_bench_201
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 TIMED = ('compilations', 'seconds', 'compiling')
 
 
 @pytest.fixture(scope='module')
-def table(tmp_path_factory, quick_compiler):
+def table(tmp_path_factory):
   """A table of made-up figures in an order of its own."""
   rng = np.random.default_rng(0)
   cells = rng.permutation(nas_bench_201.genotypes()).astype(np.uint8)

@@ -31,9 +31,6 @@ from jaxnas.run import count_compilations
 from jaxnas.spaces import supernet
 from jaxnas.stages import trials
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 KEY = jax.random.key(0)
 SPACE = spaces.nas_bench_201.space()
 CELLS = np.array([[3, 1, 2, 3, 1, 3], [1, 2, 3, 0, 4, 3], [3] * 6])
@@ -78,7 +75,7 @@ def equal(a, b):
 
 
 @pytest.fixture(scope='module')
-def taught(trainer, quick_compiler):
+def taught(trainer):
   return trainer.train(keys(), CELLS, [None] * 3)
 
 
@@ -346,7 +343,7 @@ def timeless(summary):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory, quick_compiler):
+def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp('job') / 'run'
   return folder, *ran(config(), folder)
 

@@ -18,9 +18,6 @@ from jaxnas.base import Data
 from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 SHAPE, CLASSES = (6, 6, 2), 3
 KEY = jax.random.key(0)
 

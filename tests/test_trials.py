@@ -13,19 +13,16 @@ from jaxnas.run import rounds, run
 from jaxnas.spaces import nas_bench_201, tabular
 from jaxnas.stages import trials
 
-# Programs run a few times only: compiling would take most of the time.
-pytestmark = pytest.mark.usefixtures('quick_compiler')
-
 
 @pytest.fixture(scope='module')
-def cifar10(quick_compiler, tables_with):
+def cifar10(tables_with):
   """The table of NAS-Bench-201 on CIFAR-10; skips where there is none."""
   name = 'nb201_cifar10.npz'
   return nas_bench_201.priced(spaces.load(tables_with(name) / name))
 
 
 @pytest.fixture(scope='module')
-def toy(quick_compiler):
+def toy():
   """A table whose score is the sum of a genotype, and cost its first ones."""
   space = tabular.transnas_micro()
   every = np.indices((4,) * 6).reshape(6, -1).T

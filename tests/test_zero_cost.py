@@ -1,7 +1,5 @@
 """Zero-cost proxies: their formulas, on networks where they are known."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,11 +11,6 @@ from jaxnas.base import Data
 from jaxnas.estimators import zero_cost
 from jaxnas.spaces import seeds, supernet
 
-# Compiled quickly: there is little to run.
-quick = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
 
 @pytest.fixture(scope='module')
 def mlp():
@@ -28,7 +21,7 @@ def mlp():
 
 
 def measured(net, batch, *names):
-  @quick
+  @jax.jit
   def scores(net, batch):
     return zero_cost.measure(zero_cost.of_network(net), batch, names)
 
@@ -55,7 +48,7 @@ def kernels(tree):
 def test_proxies_of_gradients(mlp):
   net, batch = mlp
   params = net.variables['params']
-  slopes = quick(jax.grad(loss))(params, batch)
+  slopes = jax.jit(jax.grad(loss))(params, batch)
   found = measured(net, batch, 'grad_norm', 'snip', 'plain', 'l2_norm')
   pairs = list(zip(kernels(params), kernels(slopes)))
   want = {
@@ -78,7 +71,7 @@ def test_grasp_is_the_curvature_along_the_gradient(mlp):
     return loss(full, batch)
 
   slope = jax.grad(of)
-  _, bent = quick(lambda w: jax.jvp(slope, (w,), (slope(w),)))(weights)
+  _, bent = jax.jit(lambda w: jax.jvp(slope, (w,), (slope(w),)))(weights)
   want = -sum(float((weights[n] * bent[n]).sum()) for n in weights)
   found = measured(net, batch, 'grasp')['grasp']
   assert found == pytest.approx(want, rel=1e-3)
@@ -101,7 +94,7 @@ def test_fisher_is_of_every_layers_output(mlp):
 
   zeros = {'dense1': (8, 7), 'dense2': (8, 6), 'logits': (8, 3)}
   zeros = {name: jnp.zeros(shape) for name, shape in zeros.items()}
-  slopes, outputs = quick(jax.grad(shifted, has_aux=True))(zeros)
+  slopes, outputs = jax.jit(jax.grad(shifted, has_aux=True))(zeros)
   want = sum(
     float(jnp.square(z * slope).mean(axis=0).sum()) / 2
     for z, slope in zip(outputs, slopes.values())
@@ -169,7 +162,7 @@ def cells():
     # Of the initialisers the fastest to compile.
     kernel_init=nn.initializers.variance_scaling(2, 'fan_in', 'uniform'),
   )
-  variables = quick(net.init)(jax.random.key(0))
+  variables = jax.jit(net.init)(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
   return (
     net,
@@ -182,12 +175,12 @@ def both(cells, names):
   """The proxies of a cell in the supernet, of it unrolled, and of `none`."""
   net, variables, batch = cells
   single = supernet.unrolled(net, variables, GENOTYPE)
-  of = quick(
+  of = jax.jit(
     lambda genotype: zero_cost.measure(
       zero_cost.of_genotype(net, variables, genotype), batch, names
     )
   )
-  alone = quick(
+  alone = jax.jit(
     lambda variables: zero_cost.measure(
       zero_cost.of_network(network.Network(variables, single.spec)),
       batch,
@@ -224,7 +217,7 @@ def test_a_cell_of_the_supernet_is_the_network_it_stands_for(cells, names):
 def test_zen_grows_with_a_network(cells):
   net, _, batch = cells
   genotypes = jnp.array([[0, 0, 0, 3, 0, 0], [3] * 6])
-  found = quick(
+  found = jax.jit(
     lambda: zero_cost.score_genotypes(
       net, jax.random.key(0), genotypes, batch.inputs, batch.targets, ['zen']
     )
@@ -267,6 +260,7 @@ def test_the_flow_through_deep_networks_is_a_number(mlp):
   assert found == pytest.approx(small + 3 * np.log(1e20), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_operations_and_scales_of_a_cell_are_those_of_its_network():
   net = supernet.nas_bench_201(channels=2, repeats=2, shape=(8, 8, 3))
   variables = net.init(jax.random.key(0))
@@ -275,7 +269,7 @@ def test_operations_and_scales_of_a_cell_are_those_of_its_network():
   batch = zero_cost.Batch(jnp.ones((2, 8, 8, 3)), jnp.arange(2), None)
   names = ['params', 'flops', 'bn_gamma']
 
-  @quick
+  @jax.jit
   def of_cell(cell):
     subject = zero_cost.of_genotype(net, variables, cell)
     return zero_cost.measure(subject, batch, names)
