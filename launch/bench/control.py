@@ -27,6 +27,7 @@ has it after ten rounds; in the game, the best has 15 and the median 12, in more
 than twice the time.
 """
 
+import functools
 import json
 import time
 from typing import Any
@@ -46,6 +47,9 @@ _FIRST = flags.DEFINE_integer('first', 100, 'The first seed.')
 _ROUNDS = flags.DEFINE_integer('rounds', 20, 'Of learning.', lower_bound=1)
 _MEMBERS = flags.DEFINE_integer(
   'members', 12, 'In a population.', lower_bound=8
+)
+_OUT = flags.DEFINE_string(
+  'out', '', 'Rows as JSON lines: those in the file are not measured again.'
 )
 _ENVIRONMENT = flags.DEFINE_enum(
   'environment', 'pendulum', sorted(control.ENVIRONMENTS), 'Where they learn.'
@@ -99,18 +103,25 @@ def main(argv: list[str]) -> None:
   learner = learners.ppo(control.ENVIRONMENTS[_ENVIRONMENT.value]())
   every = methods(learner)
   rows: dict[str, list[dict[str, Any]]] = {name: [] for name in every}
+  settings = {
+    'environment': _ENVIRONMENT.value,
+    'members': _MEMBERS.value,
+    'rounds': _ROUNDS.value,
+  }
   for seed in range(_FIRST.value, _FIRST.value + _SEEDS.value):
     start = stages.members(jax.random.key(seed), learner, _MEMBERS.value)
     for name, stage in every.items():
-      row = searched(seed, learner, stage, start)
+      row = paired.kept(
+        _OUT.value,
+        {'seed': seed, 'method': name, **settings},
+        functools.partial(searched, seed, learner, stage, start),
+      )
       rows[name].append(row)
-      print(json.dumps({'seed': seed, 'method': name, **row}), flush=True)
+      print(json.dumps(row), flush=True)
   result: dict[str, Any] = {
-    'environment': _ENVIRONMENT.value,
     'seeds': _SEEDS.value,
     'first': _FIRST.value,
-    'members': _MEMBERS.value,
-    'rounds': _ROUNDS.value,
+    **settings,
   }
   for score in ('best', 'median'):
     found = {n: np.array([r[score] for r in own]) for n, own in rows.items()}

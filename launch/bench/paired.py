@@ -1,6 +1,8 @@
-"""Paired comparisons of two methods over seeds."""
+"""Paired comparisons of methods over seeds, and rows that are kept meanwhile."""
 
-from collections.abc import Sequence
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,3 +37,34 @@ def compared(
     'interval': [float(low), float(high)],
     'p': p,
   }
+
+
+def kept(
+  path: str, what: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+  """A row of a benchmark: found in a file, or measured and written there.
+
+  So a benchmark that is stopped goes on where it was.
+
+  Args:
+    path: of JSON lines, read if it is there; empty to measure always.
+    what: names the row, and stands in it: method, seed, and all settings.
+    measure: gives the rest of it.
+
+  Returns:
+    The row. A last line that was not written to its end is not read.
+  """
+  file = pathlib.Path(path) if path else None
+  if file is not None and file.exists():
+    for line in file.read_text().splitlines():
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError:
+        continue
+      if what.items() <= row.items():
+        return row
+  row = {**what, **measure()}
+  if file is not None:
+    with file.open('a') as out:
+      out.write(json.dumps(row) + '\n')
+  return row
