@@ -1,4 +1,4 @@
-"""Paired comparisons of methods over seeds, and rows that are kept meanwhile."""
+"""Paired comparisons of methods over seeds, and rows that are kept."""
 
 import json
 import pathlib
