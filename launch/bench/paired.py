@@ -55,16 +55,17 @@ def kept(
     The row. A last line that was not written to its end is not read.
   """
   file = pathlib.Path(path) if path else None
-  if file is not None and file.exists():
-    for line in file.read_text().splitlines():
-      try:
-        row = json.loads(line)
-      except json.JSONDecodeError:
-        continue
-      if what.items() <= row.items():
-        return row
+  text = file.read_text() if file is not None and file.exists() else ''
+  for line in text.splitlines():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if what.items() <= row.items():
+      return row
   row = {**what, **measure()}
   if file is not None:
+    broken = text and not text.endswith('\n')
     with file.open('a') as out:
-      out.write(json.dumps(row) + '\n')
+      out.write('\n' * bool(broken) + json.dumps(row) + '\n')
   return row
