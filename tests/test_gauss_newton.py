@@ -461,6 +461,7 @@ def _all_moves(net, mass=0.3, seed=0):
   return moves, [_directions(net, move, rng) for move in moves]
 
 
+@pytest.mark.slow
 def test_along_its_path_every_move_comes_to_the_network_it_builds(x64):
   """Of every kind, so derivatives at the start of the path are the move's."""
   del x64
@@ -511,6 +512,7 @@ def test_all_adjoints_give_what_each_moves_own_tangent_gives(x64, kind):
   assert np.abs(tangent.single() - adjoint.single()).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_for_squared_errors_the_linearised_network_is_the_parabola(x64):
   """For cross-entropy it is not, see above."""
   del x64

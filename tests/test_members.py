@@ -523,6 +523,7 @@ def test_a_condition_that_is_traced_is_a_branch():
   assert same(last.parents, searched(stage).parents)
 
 
+@pytest.mark.slow
 def test_the_teacher_separates_what_it_should():
   learner = small(slots=4, steps=150)
   right = learner.data['genes']
