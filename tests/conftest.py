@@ -77,6 +77,14 @@ def pytest_configure(config: pytest.Config) -> None:
   )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+  """A worker runs whole files, whose fixtures and programs are made once."""
+  from xdist import scheduler
+
+  return scheduler.LoadFileScheduling(config, log)
+
+
 @pytest.fixture
 def x64():
   """Runs a test in float64, for identities that hold to 1e-10."""
