@@ -30,6 +30,7 @@ DISTRIBUTIONS = {
   'orbax': 'orbax-checkpoint',
   'PIL': 'pillow',
   'sklearn': 'scikit-learn',
+  'xdist': 'pytest-xdist',
   'tensorboardX': 'tensorboardx',
 }
 
