@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from configs import evolution_nb201, nsga_nb201
+from configs import evolution_nb201, nsga_nb201, robot_nb201
 from jaxnas import jobs, workdir
 from jaxnas.spaces import nas_bench_201
 
@@ -29,6 +29,8 @@ def table(tmp_path_factory):
     test_ep200=70 + 10 * size,
     train_time_ep12_s=np.full(15_625, 100.0),
     several=np.zeros((15_625, 3)),
+    good=size + rng.normal(scale=0.1, size=15_625),
+    odd=np.where(rng.random(15_625) < 0.1, np.nan, rng.random(15_625)),
   )
   return path
 
@@ -149,6 +151,19 @@ def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
   for row in summary['arms'].values():
     assert row['std'] is None and row['interval'] is None
     assert row['queries'] >= 7
+
+
+def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
+  settings = config(
+    table, robot_nb201, tabular__arms='robot', predicted__columns='good,odd'
+  )
+  settings.more = ''
+  summary, text = ran(settings, tmp_path / 'run')
+  rows = summary['baselines']
+  assert set(rows) == {'most_parameters', 'most_good', 'most_odd'}
+  assert rows['most_good']['test'] > rows['most_odd']['test']
+  assert summary['arms']['robot']['test'] > rows['most_odd']['test']
+  assert 'most good' in text
 
 
 @pytest.mark.parametrize(

@@ -528,9 +528,9 @@ def tabular(
     there is by the signal), `rank` (1 for that one, the mean), `queries` and
     `seconds` spent at the budget, what running it took, and `found`, the
     genotype that most searches found; for fronts also `hypervolume`. Under
-    `baselines` the ranking by parameters, if
-    the table has them. `curves.png`, and `fronts.png` of the first search of
-    each arm, lie beside it.
+    `baselines` the same of rankings: by parameters, if the table has them, and
+    beside the arm robot by each of its metrics alone. `curves.png`, and
+    `fronts.png` of the first search of each arm, lie beside it.
 
   Raises:
     ValueError: for illegal settings or a table that cannot be used, before
@@ -563,12 +563,13 @@ def tabular(
         best = front(_first(last), less(settings))
         steps[arm] = np.asarray(last.index)[0][best]
   summary = {'arms': rows}
-  ranked = _ranked(settings, table)
-  if ranked is not None:
+  for name, column in _rankings(settings, table).items():
+    ranked = _ranked(settings, table, column)
     found = _found(settings, table, ranked)
-    lines['most_parameters'] = found.curve
+    if name == 'most_parameters':
+      lines[name] = found.curve
     row = _row(settings, table, ranked, found)
-    summary['baselines'] = {'most_parameters': row}
+    summary.setdefault('baselines', {})[name] = row
   _draw(settings, table, path, lines, steps)
   write_results(path, summary)
   console.print(results({**rows, **summary.get('baselines', {})}, settings))
@@ -705,21 +706,29 @@ def _hypervolume(
   return float(np.mean(parts) / whole)
 
 
-def _ranked(settings: Settings, table: Table) -> Trials | None:
-  """Trials that ask of the networks with most parameters, in their order.
-
-  Equally large ones in an order of its own for each search. None where the
-  table knows no parameters.
-  """
+def _rankings(settings: Settings, table: Table) -> dict[str, str]:
+  """Columns by which networks are ranked, for comparison, by names of them."""
+  found = {}
   names = [name for name in ('params', 'params_m') if name in table.columns]
-  if not names:
-    return None
+  if names:
+    found['most_parameters'] = names[0]
+  if 'robot' in settings['tabular']['arms'].split('-'):
+    found |= {f'most_{name}': name for name in _columns(settings)}
+  return found
+
+
+def _ranked(settings: Settings, table: Table, column: str) -> Trials:
+  """Trials that ask of the networks with most of a column, in their order.
+
+  Equal ones in an order of its own for each search, those without a number
+  last.
+  """
   held = settings['tabular']
   rng = np.random.default_rng(settings['seed'])
-  params = _column(table, names[0])
+  most = np.nan_to_num(_column(table, column), nan=-np.inf)
   count = min(held['queries'], table.space.size)
   ties = (rng.random(table.space.size) for _ in range(held['searches']))
-  index = np.stack([np.lexsort((tie, -params))[:count] for tie in ties])
+  index = np.stack([np.lexsort((tie, -most))[:count] for tie in ties])
   names = {'fitness': held['signal'], 'cost': held['cost']}
   names |= {name: name for name in less(settings)}
   metrics = {
