@@ -8,9 +8,9 @@ form, of 120 networks of ten epochs an arm, is meant for one GPU and has not
 been run. With `--config.quick=true`: 3,000 training images, 10 networks of
 three epochs an arm; on one core of a CPU it takes about 12 minutes.
 
-Expected of the quick form (seed 0, 2026-11-28): test accuracies of 0.46 with
-inherited weights, 0.37 with fresh ones and 0.35 at random, of 80,640 examples
-each.
+Expected of the quick form (seed 0, 2026-11-28): a test accuracy of about 0.46
+with inherited weights, 0.37 with fresh ones and 0.35 at random, after 80,640
+examples each.
 """
 
 import ml_collections
