@@ -155,14 +155,17 @@ def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
 
 def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
   settings = config(
-    table, robot_nb201, tabular__arms='robot', predicted__columns='good,odd'
+    table,
+    robot_nb201,
+    tabular__arms='robot_extremes',
+    predicted__columns='good,odd',
   )
   settings.more = ''
   summary, text = ran(settings, tmp_path / 'run')
   rows = summary['baselines']
   assert set(rows) == {'most_parameters', 'most_good', 'most_odd'}
   assert rows['most_good']['test'] > rows['most_odd']['test']
-  assert summary['arms']['robot']['test'] > rows['most_odd']['test']
+  assert summary['arms']['robot_extremes']['test'] > rows['most_odd']['test']
   assert 'most good' in text
 
 

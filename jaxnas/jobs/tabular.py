@@ -7,7 +7,7 @@ than because it searched.
 
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -193,6 +193,11 @@ def _columns(settings: Settings) -> tuple[str, ...]:
   return _each(_predicted(settings)['columns'], ',')
 
 
+def _weighing(arms: Iterable[str]) -> list[str]:
+  """The arms that weigh metrics."""
+  return [arm for arm in arms if arm.startswith('robot')]
+
+
 def _each(text: str, joint: str) -> tuple[str, ...]:
   """The names that a text joins, each once."""
   return tuple(dict.fromkeys(name for name in text.split(joint) if name))
@@ -256,21 +261,27 @@ def _pnas(judge: Callable[[], stages.Judge] | None) -> Callable[..., Arm]:
   return arm
 
 
-def _robot(settings: Settings, table: Table) -> Arm:
+def _robot(
+  scale: Callable[[Any], jax.Array],
+) -> Callable[..., Arm]:
   """RoBoT on all networks of which every metric is known."""
-  names = _columns(settings)
-  known = np.isfinite(np.stack([_column(table, name) for name in names]))
-  pool = _genotypes(table)[known.all(axis=0)]
-  total = settings['tabular']['queries']
-  stage = algorithms.robot(
-    table,
-    query(settings, table),
-    names,
-    pool,
-    total=total,
-    scale=stages.places,
-  )
-  return Arm(stage, 2 * total - 1)
+
+  def arm(settings: Settings, table: Table) -> Arm:
+    names = _columns(settings)
+    known = np.isfinite(np.stack([_column(table, name) for name in names]))
+    pool = _genotypes(table)[known.all(axis=0)]
+    total = settings['tabular']['queries']
+    stage = algorithms.robot(
+      table,
+      query(settings, table),
+      names,
+      pool,
+      total=total,
+      scale=scale,
+    )
+    return Arm(stage, 2 * total - 1)
+
+  return arm
 
 
 def _laddered(settings: Settings) -> dict[str, Any]:
@@ -363,7 +374,9 @@ SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
   'bananas': _bananas,
   'pnas': _pnas(None),
   'random_beam': _pnas(stages.by_chance),
-  'robot': _robot,
+  # By ranks, and by extremes as published.
+  'robot': _robot(stages.places),
+  'robot_extremes': _robot(stages.scaled),
   'econas': _econas,
   'halving': _halving,
   'flat_first': _flat(slice(0, 1)),
@@ -438,13 +451,16 @@ def _refuse_predicted(settings: Settings, arms: tuple[str, ...]) -> None:
         f'--config.predicted.first is {held["first"]} random questions, and '
         f'--config.tabular.queries lets a search ask {queries}.'
       )
-  if 'robot' in arms and not _columns(settings):
+  weighing = _weighing(arms)
+  if weighing and not _columns(settings):
     raise ValueError(
-      "--config.predicted.columns: robot needs metrics, joined by ',', such as "
-      'logsynflow,naswot.'
+      f'--config.predicted.columns: {weighing[0]} needs metrics, joined by '
+      "',', such as logsynflow,naswot."
     )
-  if 'robot' in arms and settings['tabular']['queries'] < 2:
-    raise ValueError('--config.tabular.queries must be at least 2 for robot.')
+  if weighing and settings['tabular']['queries'] < 2:
+    raise ValueError(
+      f'--config.tabular.queries must be at least 2 for {weighing[0]}.'
+    )
 
 
 def _refuse_ladder(settings: Settings) -> None:
@@ -712,7 +728,7 @@ def _rankings(settings: Settings, table: Table) -> dict[str, str]:
   names = [name for name in ('params', 'params_m') if name in table.columns]
   if names:
     found['most_parameters'] = names[0]
-  if 'robot' in settings['tabular']['arms'].split('-'):
+  if _weighing(settings['tabular']['arms'].split('-')):
     found |= {f'most_{name}': name for name in _columns(settings)}
   return found
 
