@@ -38,7 +38,8 @@ def options(**more: Any) -> dict[str, Any] | None:
   to JAX 0.11), and with LLVM's first level of optimization. Programs compile in
   about 60 % of the time and run as fast (docs/performance.md). Leaving out
   LLVM's expensive passes too compiles a tenth faster, and makes small dense
-  networks a third slower.
+  networks a third slower. Where `jax_disable_most_optimizations` is on, they are
+  optimized as little as that, and train 5 to 10 times slower.
 
   Args:
     **more: options for CPU besides.
@@ -50,10 +51,9 @@ def options(**more: Any) -> dict[str, Any] | None:
   """
   if jax.default_backend() != 'cpu':
     return None
-  quick = {
-    'xla_cpu_use_fusion_emitters': False,
-    'xla_backend_optimization_level': 1,
-  }
+  quick: dict[str, Any] = {'xla_cpu_use_fusion_emitters': False}
+  if not jax.config.values.get('jax_disable_most_optimizations', False):
+    quick['xla_backend_optimization_level'] = 1
   return {n: v for n, v in (quick | more).items() if _has(n, v)}
 
 

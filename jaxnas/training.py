@@ -758,11 +758,6 @@ def _gradient(module, loss, few: int):
 @programs.kept
 def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
   """The compiled epoch of all members of one structure, optimizer and task."""
-  # With XLA's own options. Six convolutions with batch norm on digits compile
-  # in 2.5 s on two cores; `xla_backend_optimization_level=0` halves that and
-  # makes epochs 2.5 to 3.4 times as long. Levels 1 and 2,
-  # `xla_llvm_disable_expensive_passes`, `xla_cpu_parallel_codegen_split_count`
-  # and the CPU's fast-compile preset save nothing beyond the noise.
   module, spread = spec.module(_conv(mesh)), _over_data(mesh)
   gradient = _gradient(module, loss, _images(spec, batch, mesh))
 

@@ -431,6 +431,7 @@ def test_a_gene_of_width_owns_both_sides():
     assert genes.owner[f'{net}/head'] == -1
 
 
+@pytest.mark.slow
 def test_a_population_is_one_program():
   own, (start, same) = learner(), population()
   rounds(same, 1)

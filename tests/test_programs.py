@@ -76,6 +76,7 @@ def test_what_cannot_be_compiled_says_so_in_its_turn():
     list(programs.ahead(calls))
 
 
+@pytest.mark.usefixtures('optimized')
 def test_options_that_this_xla_lacks_are_left_out(monkeypatch):
   monkeypatch.setattr(jax, '__version_info__', (99, 0))
   programs._has.cache_clear()
@@ -83,3 +84,8 @@ def test_options_that_this_xla_lacks_are_left_out(monkeypatch):
   programs._has.cache_clear()
   assert 'xla_no_such_option' not in found
   assert found['xla_backend_optimization_level'] == 1
+
+
+def test_the_users_wish_to_compile_faster_still_is_kept():
+  # As all tests are compiled.
+  assert 'xla_backend_optimization_level' not in programs.options()

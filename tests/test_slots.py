@@ -272,6 +272,7 @@ def test_morph_grows_only_what_can_grow():
   np.testing.assert_array_equal(count, np.where(stay, 3, 0))
 
 
+@pytest.mark.slow
 def test_morph_of_nothing_is_the_base_itself():
   base = trained(7)
   child = grown(('one', 'two'), 0.0)(key(0), base)
@@ -279,6 +280,7 @@ def test_morph_of_nothing_is_the_base_itself():
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_new_units_learn_after_a_morph():
   base = Member(body(key(), jnp.zeros(24, int), {}), jnp.zeros(24, int))
   child = grown(('one',), 1.0)(key(1), base)

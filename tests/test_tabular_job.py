@@ -130,6 +130,7 @@ def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
     ran(config(table, seed=1), tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_fronts_have_their_hypervolume_and_picture(table, tmp_path):
   settings = config(table, nsga_nb201, tabular__arms='eeea-random')
   settings.tabular.less = 'flops'

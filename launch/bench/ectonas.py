@@ -163,7 +163,6 @@ def mean(arms: list[Arm], field: str) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
-  jax.config.update('jax_disable_most_optimizations', True)
   jax.config.update('jax_enable_compilation_cache', False)
   task, tx = tasks.digits(shift=0), optax.adam(_RATE.value)
   found, plain, steady, chance, whole, ranked = ([] for _ in range(6))
