@@ -38,8 +38,8 @@ def options(**more: Any) -> dict[str, Any] | None:
   to JAX 0.11), and with LLVM's first level of optimization. Programs compile in
   about 60 % of the time and run as fast (docs/performance.md). Leaving out
   LLVM's expensive passes too compiles a tenth faster, and makes small dense
-  networks a third slower. Where `jax_disable_most_optimizations` is on, they are
-  optimized as little as that, and train 5 to 10 times slower.
+  networks a third slower. Where `jax_disable_most_optimizations` is on, they
+  are optimized as little as that, and train 5 to 10 times slower.
 
   Args:
     **more: options for CPU besides.
