@@ -18,10 +18,11 @@ of the last round on 4,000 points that nothing selects by; and last
   p_mutation, median_gain_mutation   the same over mutation-only
   seeds                 how many
 
-With `--grid=FILE.png` it trains PBT-NAS by every pair of (keep, noise) instead,
-draws the errors as a picture, and prints a JSON line for every pair beside the
-method's own, (0.4, 0.1), with the median difference over the same seeds and its
-95 % bootstrap interval.
+With `--grid=FILE.png` it trains PBT-NAS by every pair of (keep, noise) instead
+and draws the medians over seeds of the two errors as a picture. A JSON line for
+every pair; then one for each that differs from the method's own, (0.4, 0.1), by
+the 95 % bootstrap interval of the median difference over seeds, as is framed in
+the picture. `--out=FILE` keeps rows, so that what was stopped goes on.
 """
 
 import functools
@@ -56,6 +57,9 @@ _METHODS = flags.DEFINE_list(
 )
 _GRID = flags.DEFINE_string(
   'grid', None, 'A picture of errors by (keep, noise), to be written.'
+)
+_OUT = flags.DEFINE_string(
+  'out', '', "The grid's rows as JSON lines: those in it are not run again."
 )
 _SIZE = 24
 KEEP = (0.0, 0.2, 0.4, 0.7, 1.0)
@@ -117,44 +121,72 @@ def outcome(make: Callable[..., Stage]):
 
 
 def grid(seeds: jax.Array, path: str) -> None:
-  """PBT-NAS by every (keep, noise): one program, a picture, and rows."""
+  """PBT-NAS by every (keep, noise): one program, rows, and a picture."""
 
-  def one(pair):
-    make = functools.partial(algorithms.pbt_nas, keep=pair[0], noise=pair[1])
-    error, _, middle = jax.vmap(outcome(make))(seeds)
-    return error, middle
+  @jax.jit
+  def search(keep, noise):
+    make = functools.partial(algorithms.pbt_nas, keep=keep, noise=noise)
+    return jax.vmap(outcome(make))(seeds)
 
-  pairs = list(itertools.product(KEEP, NOISE))
-  found = jax.jit(lambda pairs: jax.lax.map(one, pairs))(jnp.array(pairs))
-  error, middle = map(np.asarray, found)
-  shape = (len(KEEP), len(NOISE))
-  resolved = []
-  for pair, ours, population in zip(pairs, error, middle):
-    row = paired.compared(ours, error[pairs.index((0.4, 0.1))], better='less')
-    low, high = row['interval']
-    resolved.append(low > 0 or high < 0)
-    row = {
-      'keep': pair[0],
-      'noise': pair[1],
-      'median': float(np.median(ours)),
-      'population_median': float(np.median(population)),
-      'difference': row['difference'],
-      'interval': [round(end, 4) for end in row['interval']],
-      'wins': row['wins'],
-    }
-    print(json.dumps(_rounded(row)), flush=True)
+  def measured(keep: float, noise: float) -> dict[str, list[float]]:
+    error, _, middle = search(keep, noise)
+    return {'errors': error.tolist(), 'medians': middle.tolist()}
+
+  rows = {}
+  settings = {
+    'setting': _SETTING.value,
+    'first': _FIRST.value,
+    'seeds': _SEEDS.value,
+  }
+  for keep, noise in itertools.product(KEEP, NOISE):
+    row = paired.kept(
+      _OUT.value,
+      {'keep': keep, 'noise': noise, **settings},
+      functools.partial(measured, keep, noise),
+    )
+    rows[keep, noise] = row
+    print(json.dumps({'keep': keep, 'noise': noise, **_middle(row)}))
+  own = rows[0.4, 0.1]['errors']
+  found = {
+    pair: paired.compared(row['errors'], own, better='less')
+    for pair, row in rows.items()
+  }
+  resolved = {
+    pair: row['interval'][0] > 0 or row['interval'][1] < 0
+    for pair, row in found.items()
+  }
+  for pair, row in found.items():
+    if resolved[pair]:
+      row = {'pair': pair, **row, 'p': None}
+      print(json.dumps(_rounded(row)))
+
+  def table(values):
+    return np.reshape([values[pair] for pair in rows], (len(KEEP), len(NOISE)))
+
+  middles = {pair: _middle(row) for pair, row in rows.items()}
   figure = draw.heat(
     {
-      'error of the fittest': np.median(error, 1).reshape(shape),
-      "the population's median": np.median(middle, 1).reshape(shape),
+      title: table({pair: row[score] for pair, row in middles.items()})
+      for title, score in (
+        ('error of the fittest', 'error'),
+        ("the population's median", 'median'),
+      )
     },
     rows=KEEP,
     columns=NOISE,
     x='noise, of fresh weights',
     y="keep, of the donor's",
-    marked=np.array(resolved).reshape(shape),
+    marked=table(resolved),
   )
   figure.savefig(path, dpi=150)
+
+
+def _middle(row: dict[str, list[float]]) -> dict[str, float]:
+  """Medians over seeds."""
+  return {
+    'error': float(np.median(row['errors'])),
+    'median': float(np.median(row['medians'])),
+  }
 
 
 def main(argv: list[str]) -> None:
