@@ -801,13 +801,12 @@ def widths(
     1.8 + max(cell * len(generations), 2), 1 + 0.26 * len(names), 'constrained'
   )
   ax = figure.add_subplot()
-  ax.pcolormesh(
-    np.arange(len(generations) + 1) + generations[0] - 0.5,
-    np.arange(len(names) + 1) - 0.5,
+  _cells(
+    ax,
     np.ma.masked_invalid(table),
-    cmap=_blues(),
+    names,
+    first=generations[0],
     vmin=0,
-    edgecolors='white',
     linewidth=0.5 if cell > 0.1 else 0,
   )
   for i, row in enumerate(table):
@@ -827,13 +826,26 @@ def widths(
     if not math.isnan(row[-1]):
       last = generations[-1] + 0.5 + 0.08 / cell
       ax.text(last, i, f'{row[-1]:.0f}', va='center', fontsize=8, color=_INK)
-  ax.set_yticks(range(len(names)), names)
-  ax.invert_yaxis()
   ax.set_xlabel('generation', fontsize=9)
-  ax.tick_params(labelsize=8, length=0)
-  ax.spines[:].set_visible(False)
   _whole_numbers(ax.xaxis)
   return figure
+
+
+def _cells(ax, table, rows: Sequence[Any], *, first: int = 0, **style) -> None:
+  """A table as colours, its rows from the top, its columns from `first` on."""
+  high, wide = table.shape
+  ax.pcolormesh(
+    np.arange(wide + 1) + first - 0.5,
+    np.arange(high + 1) - 0.5,
+    table,
+    cmap=_blues(),
+    edgecolors='white',
+    **style,
+  )
+  ax.set_yticks(range(high), rows)
+  ax.set_ylim(high - 0.5, -0.5)
+  ax.tick_params(labelsize=8, length=0)
+  ax.spines[:].set_visible(False)
 
 
 def _runs(row: np.ndarray) -> list[tuple[int, float, int]]:
@@ -898,13 +910,9 @@ def heat(
   wide, high = 0.62 * shape[1] + 0.9, 0.36 * shape[0] + 0.9
   figure = _figure(wide * len(arrays), high, 'constrained')
   axes = figure.subplots(1, len(arrays), squeeze=False, sharey=True)[0]
+  frame = 0.46 * np.array([[-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1]])
   for ax, (title, table) in zip(axes, arrays.items()):
-    ax.pcolormesh(
-      *(np.arange(shape[1] + 1) - 0.5, np.arange(shape[0] + 1) - 0.5, table),
-      cmap=_blues(),
-      edgecolors='white',
-      linewidth=0.5,
-    )
+    _cells(ax, table, rows, linewidth=0.5)
     middle = (table.min() + table.max()) / 2
     for (i, j), value in np.ndenumerate(table):
       ax.text(
@@ -915,20 +923,11 @@ def heat(
         color='white' if value > middle else _INK,
       )
     for i, j in np.argwhere(np.zeros(shape) if marked is None else marked):
-      ax.plot(
-        *(j + np.array([-1, 1, 1, -1, -1]) * 0.46,),
-        *(i + np.array([-1, -1, 1, 1, -1]) * 0.46,),
-        color=_COLOURS[3],
-        linewidth=1.6,
-      )
+      ax.plot(j + frame[0], i + frame[1], color=_COLOURS[3], linewidth=1.6)
     ax.set_title(title, fontsize=9)
     ax.set_xticks(range(shape[1]), columns)
     ax.set_xlabel(x, fontsize=9)
-    ax.tick_params(labelsize=8, length=0)
-    ax.spines[:].set_visible(False)
-  axes[0].set_yticks(range(shape[0]), rows)
   axes[0].set_ylabel(y, fontsize=9)
-  axes[0].invert_yaxis()
   return figure
 
 

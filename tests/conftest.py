@@ -12,8 +12,8 @@ from jaxnas import programs
 
 # A silent broadcast is how weight surgery goes wrong unseen.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Most programs here run a few times, which takes less than compiling them. What
-# trains for long asks for `optimized`.
+# Most programs here run a few times, which takes less than compiling them. Slow
+# tests may train for long: see `optimized`.
 jax.config.update('jax_disable_most_optimizations', True)
 # `jax_numpy_dtype_promotion='strict'` is off: optax's schedules and its Adam
 # bias correction multiply Python floats by integer step counts, which strict
@@ -94,10 +94,16 @@ def x64():
 
 @pytest.fixture
 def optimized():
-  """Compiles as for users, in tests that train for long."""
+  """Compiles as for users."""
   jax.config.update('jax_disable_most_optimizations', False)
   yield
   jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture(autouse=True)
+def _slow_tests_are_optimized(request: pytest.FixtureRequest):
+  if request.node.get_closest_marker('slow'):
+    request.getfixturevalue('optimized')
 
 
 def _beside(variable: str, folder: str, *files: str) -> pathlib.Path:

@@ -660,7 +660,6 @@ def test_illegal_settings_are_refused_before_anything_is_made(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('optimized')
 def test_the_quick_form_keeps_the_promise_of_its_docstring(tmp_path):
   """Inherited weights win by far; 41,472 examples an arm."""
   config = evolution_digits.get_config()

@@ -500,7 +500,6 @@ def test_a_config_is_plain_values_that_a_job_accepts(config_module, quick):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['chain', 'resnet', 'vgg19', 'mobilenet_v1'])
-@pytest.mark.usefixtures('optimized')
 def test_every_seed_trains_and_grows_on_cifar10(tmp_path, cifar10_folder, name):
   config = tiny(
     growth_cifar10,

@@ -397,7 +397,7 @@ REAL = {
   'batch': 32,
   'reference': 'c0r0s0e2',
   'fidelities': ['c0r2s0e2', 'c0r0s0e1'],
-  'zero_cost': ['params'],
+  'zero_cost': ['params', 'synflow'],
   'resamples': 200,
 }
 

@@ -330,7 +330,7 @@ def study(
   if again is not None:
     low, high = again['rho_interval']
     console.print(
-      f'the reference agrees with itself, trained again, by rho '
+      'the reference agrees with itself, trained again, by rho '
       f'{again["rho"]:.2f} ({low:.2f} to {high:.2f})',
       highlight=False,
       soft_wrap=True,

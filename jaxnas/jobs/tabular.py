@@ -261,9 +261,7 @@ def _pnas(judge: Callable[[], stages.Judge] | None) -> Callable[..., Arm]:
   return arm
 
 
-def _robot(
-  scale: Callable[[Any], jax.Array],
-) -> Callable[..., Arm]:
+def _robot(scale: Callable[[Any], jax.Array]) -> Callable[..., Arm]:
   """RoBoT on all networks of which every metric is known."""
 
   def arm(settings: Settings, table: Table) -> Arm:

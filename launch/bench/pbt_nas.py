@@ -132,61 +132,39 @@ def grid(seeds: jax.Array, path: str) -> None:
     error, _, middle = search(keep, noise)
     return {'errors': error.tolist(), 'medians': middle.tolist()}
 
-  rows = {}
   settings = {
     'setting': _SETTING.value,
     'first': _FIRST.value,
     'seeds': _SEEDS.value,
   }
-  for keep, noise in itertools.product(KEEP, NOISE):
-    row = paired.kept(
-      _OUT.value,
-      {'keep': keep, 'noise': noise, **settings},
-      functools.partial(measured, keep, noise),
-    )
-    rows[keep, noise] = row
-    print(json.dumps({'keep': keep, 'noise': noise, **_middle(row)}))
-  own = rows[0.4, 0.1]['errors']
-  found = {
-    pair: paired.compared(row['errors'], own, better='less')
-    for pair, row in rows.items()
-  }
-  resolved = {
-    pair: row['interval'][0] > 0 or row['interval'][1] < 0
-    for pair, row in found.items()
-  }
-  for pair, row in found.items():
-    if resolved[pair]:
-      row = {'pair': pair, **row, 'p': None}
-      print(json.dumps(_rounded(row)))
-
-  def table(values):
-    return np.reshape([values[pair] for pair in rows], (len(KEEP), len(NOISE)))
-
-  middles = {pair: _middle(row) for pair, row in rows.items()}
+  pairs = list(itertools.product(KEEP, NOISE))
+  found = []
+  for keep, noise in pairs:
+    pair = {'keep': keep, 'noise': noise}
+    measure = functools.partial(measured, keep, noise)
+    row = paired.kept(_OUT.value, pair | settings, measure)
+    found.append((row['errors'], row['medians']))
+    error, middle = np.median(found[-1], axis=1).tolist()
+    print(json.dumps({**pair, 'error': error, 'median': middle}), flush=True)
+  own, _ = found[pairs.index((0.4, 0.1))]
+  resolved = []
+  for pair, (errors, _) in zip(pairs, found):
+    row = paired.compared(errors, own, better='less')
+    low, high = row['interval']
+    resolved.append(low > 0 or high < 0)
+    if resolved[-1]:
+      print(json.dumps(_rounded({'pair': pair, **row})))
+  shape = (len(KEEP), len(NOISE))
+  error, middle = np.median(found, axis=2).T.reshape(2, *shape)
   figure = draw.heat(
-    {
-      title: table({pair: row[score] for pair, row in middles.items()})
-      for title, score in (
-        ('error of the fittest', 'error'),
-        ("the population's median", 'median'),
-      )
-    },
+    {'error of the fittest': error, "the population's median": middle},
     rows=KEEP,
     columns=NOISE,
     x='noise, of fresh weights',
     y="keep, of the donor's",
-    marked=table(resolved),
+    marked=np.reshape(resolved, shape),
   )
   figure.savefig(path, dpi=150)
-
-
-def _middle(row: dict[str, list[float]]) -> dict[str, float]:
-  """Medians over seeds."""
-  return {
-    'error': float(np.median(row['errors'])),
-    'median': float(np.median(row['medians'])),
-  }
 
 
 def main(argv: list[str]) -> None:
