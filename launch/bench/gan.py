@@ -19,8 +19,11 @@ line of medians over seeds and of paired comparisons:
                                     ranks for a being lower
 
 With fewer than five seeds, of which no outcome is significant, p is null.
+`--out=FILE` keeps rows, so that what was stopped goes on; `--picture` is then
+of the best network that was trained since.
 """
 
+import functools
 import json
 import statistics
 import time
@@ -49,6 +52,9 @@ _METHODS = flags.DEFINE_list(
 )
 _SPECTRAL = flags.DEFINE_boolean(
   'spectral', False, 'Spectrally normalise the discriminator.'
+)
+_OUT = flags.DEFINE_string(
+  'out', '', 'Rows as JSON lines: those in the file are not measured again.'
 )
 _PICTURE = flags.DEFINE_string(
   'picture', '', 'Where to save images of the best network of all; PNG.'
@@ -85,9 +91,9 @@ def member(members: Any, number: int) -> Member:
 
 
 def searched(
-  learner: Learner, test: Any, stage: Stage, seed: int
-) -> tuple[dict[str, float], Member]:
-  """What a search came to, and its final best."""
+  learner: Learner, test: Any, stage: Stage, seed: int, champions: list[Any]
+) -> dict[str, float]:
+  """What a search came to; its final best is added to `champions`."""
   started, used = time.monotonic(), time.process_time()
   first, key, last = jax.random.split(jax.random.key(seed), 3)
   members = stages.members(first, learner, _MEMBERS.value)
@@ -103,7 +109,8 @@ def searched(
     'cpu_seconds': time.process_time() - used,
     'compiling': members.spent.compiling,
   }
-  return row, best
+  champions.append((row['best'], best))
+  return {name: round(value, 2) for name, value in row.items()}
 
 
 def picture(networks: spaces.Networks, best: Member, path: str) -> None:
@@ -137,18 +144,29 @@ def main(argv: list[str]) -> None:
   if unknown:
     raise app.UsageError(f'--methods: no {sorted(unknown)} in {list(every)}.')
   rows: dict[str, list[dict[str, float]]] = {n: [] for n in _METHODS.value}
-  best: tuple[float, Member | None] = (float('inf'), None)
+  settings = {
+    'members': _MEMBERS.value,
+    'rounds': _ROUNDS.value,
+    'steps': _STEPS.value,
+    'spectral': _SPECTRAL.value,
+  }
+  champions: list[tuple[float, Member]] = []
   for seed in range(_FIRST.value, _FIRST.value + _SEEDS.value):
     for name, found in rows.items():
-      row, champion = searched(learner, test, every[name], seed)
+      stage = every[name]
+      row = paired.kept(
+        _OUT.value,
+        {'seed': seed, 'method': name, **settings},
+        functools.partial(searched, learner, test, stage, seed, champions),
+      )
       found.append(row)
-      best = min(best, (row['best'], champion), key=lambda pair: pair[0])
-      line = {'seed': seed, 'method': name}
-      line |= {key: round(value, 2) for key, value in row.items()}
-      print(json.dumps(line), flush=True)
-  if _PICTURE.value and best[1] is not None:
-    picture(spaces.dense(task.shape), best[1], _PICTURE.value)
-  last: dict[str, Any] = {'best_of_all': round(best[0], 2)}
+      print(json.dumps(row), flush=True)
+  if _PICTURE.value and champions:
+    _, best = min(champions, key=lambda pair: pair[0])
+    picture(spaces.dense(task.shape), best, _PICTURE.value)
+  last: dict[str, Any] = {
+    'best_of_all': min(row['best'] for own in rows.values() for row in own)
+  }
   for metric in ('best', 'median'):
     scores = {n: [row[metric] for row in found] for n, found in rows.items()}
     for name, values in scores.items():
