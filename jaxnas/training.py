@@ -703,7 +703,7 @@ def _over_data(mesh):
 
 
 def _conv(mesh) -> str:
-  """The form of convolutions in programs on a mesh."""
+  """The form of convolutions of whole batches in programs on a mesh."""
   if layers.conv_form() == 'native' or mesh.shape[meshes.DATA] > 1:
     return 'auto'  # A loop over images would undo their spreading over `data`.
   return 'images'
@@ -714,14 +714,31 @@ def _images(spec: Spec, batch: int, mesh) -> int:
 
   Where convolutions are matrix products of patches, and examples do not see
   each other (no batch statistics), a few at a time pass through the whole
-  network in cache.
+  network in cache. Every device of the `data` axis has as many of them.
   """
-  if _conv(mesh) != 'images' or 'batch_stats' in network.shapes(spec).variables:
+  native = layers.conv_form() == 'native'
+  if native or 'batch_stats' in network.shapes(spec).variables:
     return batch
-  return layers.cached(batch, layers.patches(spec))
+  few = layers.cached(batch, layers.patches(spec))
+  if few == batch:
+    return batch
+  return layers.divisor(batch // mesh.shape[meshes.DATA], few)
 
 
-def _gradient(module, loss, few: int):
+def _by_data(added, mesh):
+  """`added(shared, xs)`, a sum over `xs`, by all devices of the `data` axis."""
+  if mesh.shape[meshes.DATA] == 1:
+    return added
+  return jax.shard_map(
+    lambda shared, xs: jax.lax.psum(added(shared, xs), meshes.DATA),
+    in_specs=(PartitionSpec(), PartitionSpec(meshes.DATA)),
+    out_specs=PartitionSpec(),
+    axis_names={meshes.DATA},
+    check_vma=False,
+  )
+
+
+def _gradient(module, loss, few: int, mesh):
   """Gradient of `objective`, as a sum over `few` examples at a time."""
   gradient = jax.value_and_grad(
     functools.partial(objective, module, loss), has_aux=True
@@ -732,22 +749,31 @@ def _gradient(module, loss, few: int):
     if count == 1:
       return gradient(params, held, inputs, targets, key)
 
-    def of(xs):
+    def part(shared, xs):
+      params, held, key = shared
       inputs, targets, i = xs
       own = jax.random.fold_in(key, i)
       (value, _), grads = gradient(params, held, inputs, targets, own)
       return value, grads
 
+    def added(shared, xs):
+      first = jax.tree.map(lambda leaf: leaf[0], xs)
+      total, _ = jax.lax.scan(
+        lambda total, xs: (
+          jax.tree.map(jnp.add, total, part(shared, xs)),
+          None,
+        ),
+        optax.tree.zeros_like(jax.eval_shape(part, shared, first)),
+        xs,
+      )
+      return total
+
     parts = jax.tree.map(
       lambda leaf: leaf.reshape((count, few, *leaf.shape[1:])),
       (inputs, targets),
     )
-    xs = (*parts, jnp.arange(count))
-    first = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], xs))
-    total, _ = jax.lax.scan(
-      lambda total, xs: (jax.tree.map(jnp.add, total, of(xs)), None),
-      jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first),
-      xs,
+    total = _by_data(added, mesh)(
+      (params, held, key), (*parts, jnp.arange(count))
     )
     value, grads = jax.tree.map(lambda leaf: leaf / count, total)
     return (value, {}), grads
@@ -758,8 +784,9 @@ def _gradient(module, loss, few: int):
 @programs.kept
 def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
   """The compiled epoch of all members of one structure, optimizer and task."""
-  module, spread = spec.module(_conv(mesh)), _over_data(mesh)
-  gradient = _gradient(module, loss, _images(spec, batch, mesh))
+  few, spread = _images(spec, batch, mesh), _over_data(mesh)
+  module = spec.module('images' if few < batch else _conv(mesh))
+  gradient = _gradient(module, loss, few, mesh)
 
   def step(i, carry):
     params, held, state, data, key, order, total = carry
@@ -856,14 +883,12 @@ def evaluate_all(
     task: gives loss, metric and preparation.
     data: the split, such as `task.valid`.
     batch: examples at a time; those of the largest split if that has fewer.
+      Rounded up to what the mesh's `data` axis divides.
     plan: as of `fit_all`.
     mesh: as of `fit_all`.
 
   Returns:
     A `Measured` for each network.
-
-  Raises:
-    ValueError: for a batch that the mesh's `data` axis does not divide.
 
   Example:
     >>> import jax
@@ -879,7 +904,7 @@ def evaluate_all(
   splits = (task.train, task.valid, task.test, data)
   most = max(len(split.targets) for split in splits)
   batch = min(batch, most)
-  _check_divides(batch, mesh)
+  batch += -batch % mesh.shape[meshes.DATA]
   room = batch * min(-(-most // batch), _BATCHES)
   parts = list(_parts(data, room))
   starts = [network.to_host(net) for net in nets]

@@ -453,9 +453,12 @@ def write_outcomes(path, *, data_axis):
   if jax.process_count() > 1:
     shapes = [(len(devices), 1)]
   if data_axis:
-    shapes += [(2, 2)]
+    # The last with examples two at a time, on every device of the axis.
+    shapes += [(2, 2), (1, 4)]
   found = {}
   for members, data in shapes:
+    if data == 4:
+      layers.cached = lambda batch, patches: 2
     mesh = meshes.make(devices[: members * data], data=data)
     for name, leaf in outcome(mesh).items():
       found[f'{members}x{data}/{name}'] = leaf
@@ -498,10 +501,10 @@ def test_one_two_four_and_eight_devices_give_the_same_search(tmp_path):
   code = f't.write_outcomes({json.dumps(path)}, data_axis=True)'
   assert start(code, 8).wait() == 0
   found = by_mesh(path)
-  assert set(found) == {'1x1', '2x1', '4x1', '8x1', '2x2'}
+  assert set(found) == {'1x1', '2x1', '4x1', '8x1', '2x2', '1x4'}
   expected = outcome(meshes.make(jax.devices()[:1]))
   for mesh, got in found.items():
-    close = {'rtol': 1e-4, 'atol': 1e-6} if mesh == '2x2' else {}
+    close = {} if mesh.endswith('1') else {'rtol': 1e-4, 'atol': 1e-6}
     assert_same(got, expected, **close)
   # The comparison can fail: members differ from each other.
   assert expected['0/train_loss'] != expected['3/train_loss']
@@ -528,9 +531,10 @@ def test_two_processes_give_the_search_of_one(tmp_path):
   expected = outcome(meshes.make(jax.devices()[:1]))
   for path in paths:
     found = by_mesh(path)
-    assert set(found) == {'4x1', '2x2'}
+    assert set(found) == {'4x1', '2x2', '1x4'}
     assert_same(found['4x1'], expected)
-    assert_same(found['2x2'], expected, rtol=1e-4, atol=1e-6)
+    for mesh in ('2x2', '1x4'):
+      assert_same(found[mesh], expected, rtol=1e-4, atol=1e-6)
 
 
 def write_resumed(path, folder, *, killed):
