@@ -15,7 +15,8 @@ from scipy import stats
 
 from jaxnas import draw, fidelity, network, tasks
 from jaxnas.base import Taught, Trainer
-from jaxnas.jobs import proxies
+from jaxnas.jobs import proxies, study_spaces
+from jaxnas.spaces import cell
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CELLS = proxies.SPACES['nas_bench_201']
@@ -210,6 +211,11 @@ def test_comparable_proxies_are_found():
     ({'fidelities': ['c5r0s0e8']}, '8 channels cut by index 5'),
     ({'fidelities': ['c0r0s9e8']}, 'there are 52 images .* --batch is 64'),
     ({'fidelities': []}, 'nothing to study'),
+    ({'space': 'cells'}, "one of nas_bench_201, econas, darts, got 'cells'"),
+    (
+      {'space': 'econas', 'channels': 3},
+      '--channels must be a multiple of 2 in econas, got 3',
+    ),
     ({'zero_cost': ['params', 'luck']}, "--zero_cost must be .* got 'luck'"),
     ({'examples': 5000}, '--examples must be at most 1168 here, got 5000'),
   ],
@@ -296,6 +302,41 @@ def test_a_study_finds_what_was_put_in(tmp_path, made_up):
   # Some networks at all settings, then some more.
   assert [call[0] for call in made_up[:6]] == [*summary['sizes']]
   assert [call[1] for call in made_up[::6]] == [5, 5, 5, 1]
+
+
+def test_cells_that_zeroes_cut_off_are_not_connected():
+  choice = study_spaces.SPACES['econas']
+  found = proxies.draw_networks(jax.random.key(0), choice, 20)
+  genotype = found[0].copy()
+  assert choice.connected(genotype)
+  genotype[1::2] = cell.ECONAS.ops.index('none')
+  assert not choice.connected(genotype)
+
+
+@pytest.mark.slow
+def test_a_study_of_networks_that_are_compiled_each(tmp_path):
+  """Cells of EcoNAS, on digits."""
+  settings = {
+    'space': 'econas',
+    'channels': 2,
+    'networks': 4,
+    'examples': 64,
+    'valid': 40,
+    'batch': 32,
+    'reference': 'c0r0s0e2',
+    'fidelities': ['c0r0s0e1'],
+    'zero_cost': ['params', 'naswot'],
+  }
+  console = quiet()
+  summary = proxies.study(settings, tmp_path / 'run', console=console)
+  assert set(summary['proxies']) == {'c0r0s0e1', 'params', 'naswot'}
+  assert 0 < summary['proxies']['c0r0s0e1']['flops'] < 1
+  choice = study_spaces.SPACES['econas']
+  key = network.named_key(jax.random.key(0), 'networks')
+  genotypes = proxies.draw_networks(key, choice, 4)
+  nets = choice.networks(channels=2, repeats=1, classes=10, shape=(8, 8, 1))
+  counts = [network.param_count(nets.spec(row)) for row in genotypes]
+  assert summary['scores']['params'] == counts
 
 
 def test_a_study_stopped_anywhere_ends_as_one_never_stopped(

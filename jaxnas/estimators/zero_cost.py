@@ -479,6 +479,31 @@ def score_genotypes(
   return jax.lax.map(one, rows, batch_size=at_once)
 
 
+def score_network(net: network.Network, batch: Batch, name: str) -> jax.Array:
+  """A proxy of one network, by a program that is kept for its structure.
+
+  Args:
+    net: the network.
+    batch: what it is computed from.
+    name: of `PROXIES`.
+
+  Returns:
+    As of `measure`.
+
+  Raises:
+    KeyError: for a name that is not there.
+
+  Example:
+    >>> from jaxnas.spaces import seeds
+    >>> net = network.init(seeds.mlp((4,), (8,), 3), jax.random.key(0))
+    >>> batch = Batch(jnp.ones((2, 4)), jnp.array([0, 1]), jax.random.key(1))
+    >>> float(score_network(net, batch, 'params'))
+    67.0
+  """
+  _known([name])
+  return _measured(net.spec, name)(net.variables, batch)
+
+
 def by_proxy(name: str) -> Estimator:
   """Scores moves by how a proxy of the network changes with them.
 
@@ -515,13 +540,9 @@ def by_proxy(name: str) -> Estimator:
     thetas = heuristics.drawn(key, net, moves, thetas, data, state).thetas
     batch = Batch(jnp.asarray(data.inputs), jnp.asarray(data.targets), key)
 
-    def value(built: network.Network) -> jax.Array:
-      return _measured(built.spec, name)(built.variables, batch)
-
     made = [move(net, theta) for move, theta in zip(moves, thetas)]
-    before, *after = (
-      float(x) for x in jax.device_get([value(each) for each in (net, *made)])
-    )
+    values = [score_network(each, batch, name) for each in (net, *made)]
+    before, *after = map(float, jax.device_get(values))
     with np.errstate(invalid='ignore'):  # -inf less -inf.
       changes = np.nan_to_num(before - np.array(after), nan=0.0, posinf=np.inf)
     examples = len(data.targets) * (len(moves) + 1)

@@ -13,7 +13,6 @@ take, not by their operations alone.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -33,18 +32,16 @@ from jaxnas import (
   base,
   draw,
   fidelity,
-  learners,
   network,
-  programs,
   tasks,
   workdir,
 )
-from jaxnas.base import ArraySpace, Data, Key, Task, Trainer
+from jaxnas.base import Data, Key, Task, Trainer
 from jaxnas.estimators import zero_cost
 from jaxnas.fidelity import Fidelity
 from jaxnas.jobs.settings import Settings
+from jaxnas.jobs.study_spaces import SPACES, Choice, Networks, draw_networks
 from jaxnas.run import covered, watch_compiler
-from jaxnas.spaces import nas_bench_201, supernet
 
 # How many images there are of digits.
 _DIGITS = 1797
@@ -98,33 +95,6 @@ _UNITS = {'processor': 'processor time', 'seconds': 'wall time'}
 _ANSWERS = {
   CHANNELS: ('cutting channels is better', 'cutting resolution is better'),
   SAMPLES: ('more samples is better', 'more epochs is better'),
-}
-
-
-class Choice(NamedTuple):
-  """A space that can be studied.
-
-  Attributes:
-    space: its genotypes.
-    networks: `networks(channels=, repeats=, classes=, shape=) -> Supernet`.
-    multiple: of what number the sides of its images must be multiples.
-    connected: `connected(genotype)`, whether the output of its network depends
-      on the input.
-  """
-
-  space: ArraySpace
-  networks: Callable[..., supernet.Supernet]
-  multiple: int
-  connected: Callable[[np.ndarray], bool]
-
-
-SPACES: dict[str, Choice] = {
-  'nas_bench_201': Choice(
-    nas_bench_201.space(),
-    supernet.nas_bench_201,
-    4,
-    lambda cell: nas_bench_201.canonical(cell, strict=True) != '#',
-  ),
 }
 
 
@@ -388,6 +358,11 @@ def check(settings: Settings) -> dict[str, Any]:
     raise ValueError(
       f'--space must be one of {", ".join(SPACES)}, got {held["space"]!r}.'
     )
+  if held['channels'] % choice.widths:
+    raise ValueError(
+      f'--channels must be a multiple of {choice.widths} in {held["space"]}, '
+      f'got {held["channels"]}.'
+    )
   if choice.space.size and held['networks'] > choice.space.size:
     raise ValueError(
       f'--networks must be at most {choice.space.size}, all of '
@@ -471,12 +446,12 @@ def read(settings: Settings) -> Task:
       train_examples=total if examples else None,
       test_examples=1,  # They are not read.
     )
-  multiple = SPACES[settings['space']].multiple
-  if any(side % multiple for side in task.shape[:2]):
+  sides = SPACES[settings['space']].sides
+  if any(side % sides for side in task.shape[:2]):
     raise ValueError(
       f'--dataset={settings["dataset"]} has images of {task.shape}, and '
       f'networks of {settings["space"]} take sides that are multiples of '
-      f'{multiple}.'
+      f'{sides}.'
     )
   rng = np.random.default_rng(seed)
   return task._replace(
@@ -513,7 +488,7 @@ def sized(settings: Settings, task: Task, own: Fidelity) -> Size:
     Size(channels=4, shape=(4, 4, 1), samples=128, epochs=3, steps=12, \
 examples=384)
   """
-  multiple = SPACES[settings['space']].multiple
+  choice = SPACES[settings['space']]
 
   def left(what: str, full: int, index: int, multiple: int = 1) -> int:
     if not index:
@@ -527,9 +502,11 @@ examples=384)
       )
     return found
 
-  channels = left('channels', settings['channels'], own.channels)
+  channels = left('channels', settings['channels'], own.channels, choice.widths)
   rows, columns, depth = task.shape
-  sides = (left('pixels', n, own.resolution, multiple) for n in (rows, columns))
+  sides = (
+    left('pixels', n, own.resolution, choice.sides) for n in (rows, columns)
+  )
   samples = left('samples', len(task.train.targets), own.samples)
   batch = settings['batch']
   if samples < batch:
@@ -568,7 +545,7 @@ def _refuse_dear(
       )
 
 
-def _networks(settings: Settings, task: Task, size: Size) -> supernet.Supernet:
+def _networks(settings: Settings, task: Task, size: Size) -> Networks:
   make = SPACES[settings['space']].networks
   return make(
     channels=size.channels,
@@ -584,49 +561,6 @@ def _flops(
   """Forward operations of all networks for an example."""
   net = _networks(settings, task, size)
   return float(sum(network.flops(net.spec(row)) for row in genotypes))
-
-
-def draw_networks(
-  key: Key, choice: Choice, count: int, *, unconnected: bool = False
-) -> np.ndarray:
-  """Different networks of a space, uniformly as the space draws them.
-
-  Args:
-    key: of the draws.
-    choice: the space.
-    count: how many.
-    unconnected: whether those may be among them whose output does not depend
-      on the input.
-
-  Returns:
-    (count, L) genotypes.
-
-  Raises:
-    ValueError: if there are not so many.
-
-  Example:
-    >>> cells = draw_networks(
-    ...     jax.random.key(0), SPACES['nas_bench_201'], 5)
-    >>> cells.shape, len(np.unique(cells, axis=0))
-    ((5, 6), 5)
-  """
-  found: dict[Any, np.ndarray] = {}
-  drawn = jax.jit(jax.vmap(choice.space.sample))
-  indices = jax.jit(jax.vmap(choice.space.index))
-  for number in range(100):
-    own = jax.random.split(jax.random.fold_in(key, number), 4 * count)
-    genotypes = np.asarray(drawn(own))
-    numbers = np.asarray(indices(genotypes)) if choice.space.size else None
-    for place, genotype in enumerate(genotypes):
-      name = tuple(genotype) if numbers is None else int(numbers[place])
-      if name not in found and (unconnected or choice.connected(genotype)):
-        found[name] = genotype
-      if len(found) == count:
-        return np.stack(list(found.values()))
-  raise ValueError(
-    f'--networks is {count}, and {choice.space.name} has hardly so many that '
-    'differ and are connected.'
-  )
 
 
 @contextlib.contextmanager
@@ -669,8 +603,7 @@ def _train(job: _Job) -> dict[str, Column]:
 
 def _trainer(job: _Job, name: str) -> Trainer:
   size = job.sizes[name]
-  return learners.as_data(
-    _networks(job.settings, job.task, size),
+  return _networks(job.settings, job.task, size).trainer(
     _reduced(job, job.trained[name]),
     optimizer(job.settings, size.steps),
     epochs=size.epochs,
@@ -681,7 +614,7 @@ def _trainer(job: _Job, name: str) -> Trainer:
 
 def _reduced(job: _Job, own: Fidelity) -> Task:
   key = network.named_key(job.key, 'subset')
-  return fidelity.reduce(job.task, own, key, multiple=job.choice.multiple)
+  return fidelity.reduce(job.task, own, key, multiple=job.choice.sides)
 
 
 def _further(
@@ -726,17 +659,13 @@ def _score(job: _Job, name: str) -> Column:
   order = jax.random.permutation(of_batch, len(task.train.targets))
   rows = np.asarray(order)[: job.settings['batch']]
   inputs, targets = task.prepare(task.train.inputs[rows]), task.train.targets
-  net = _networks(job.settings, job.task, job.sizes[reference])
-  program = jax.jit(
-    functools.partial(zero_cost.score_genotypes, net, names=(name,)),
-    compiler_options=programs.options(),
-  )
+  score = _networks(job.settings, job.task, job.sizes[reference]).scorer(name)
   given = of_scores, job.genotypes, inputs, targets[rows]
   with _timed() as spent:
-    program = program.lower(*given).compile()
-    column = column.plus(spent(), 0)
+    score(*given)  # Compiles.
+    column = column._replace(compiling=spent().compiling)
   with _timed() as spent:
-    scores = np.asarray(program(*given)[name], float)
+    scores = np.asarray(score(*given), float)
     column = column.plus(spent(), len(scores))
   column = column._replace(scores=scores, done=len(scores), examples=len(rows))
   _store(job, name, column)

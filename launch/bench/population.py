@@ -8,10 +8,12 @@ trains populations of one architecture and of mixed ones, ours by
 whatever else the machine does meets both. How ours are trained together is
 planned as for a training of `--planned` examples a network, of which a repeat
 is an excerpt. Both shuffle, take batches of 64, and step by Adam. Compiling is
-excluded, all other host work of ours is included. It prints a JSON line for
-each population: member-steps a second of both, by wall time and by CPU time
-(`cpu_over_torch`, which another program on the same cores disturbs less); and
-last the ratios of the medians:
+excluded, all other host work of ours is included. `--data=2` lets two devices
+share the images of a step, which suits populations with fewer members of a
+structure than there are devices. It prints a JSON line for each population:
+member-steps a second of both, by wall time and by CPU time (`cpu_over_torch`,
+which another program on the same cores disturbs less); and last the ratios of
+the medians:
 
   same_p16_over_torch    16 networks of convolutions 3-16-32-32, 32 x 32
   mixed_p16_over_torch   16 of four such architectures
@@ -37,6 +39,7 @@ import optax
 from absl import app, flags
 
 from jaxnas import groups, morphisms, network, tasks, training
+from jaxnas import mesh as meshes
 from jaxnas import spec as specs
 from jaxnas.base import Data, Task
 from jaxnas.spaces import seeds
@@ -61,6 +64,9 @@ _PLANNED = flags.DEFINE_integer(
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Repeats, of which the median.')
 _DEVICES = flags.DEFINE_integer(
   'devices', 0, 'CPU devices to deal members to; 0 for one for each core.'
+)
+_DATA = flags.DEFINE_integer(
+  'data', 1, 'Over how many of the devices the images of a step are spread.'
 )
 _MORPHING = flags.DEFINE_boolean(
   'morphing', True, 'Also measure what choosing and morphing cost at P = 16.'
@@ -160,11 +166,13 @@ def ours(found: Case, form: str) -> Callable[[], Any]:
     for widths, key in zip(found.widths, keys)
   ]
   tx, plan = optax.adam(1e-3), plan_of(form)
+  mesh = meshes.make(data=_DATA.value)
   return lambda: training.fit_all(
     *(keys, nets, task, tx),
     epochs=_EPOCHS.value,
     batch=BATCH,
     plan=plan,
+    mesh=mesh,
   )
 
 
