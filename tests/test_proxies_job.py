@@ -314,10 +314,13 @@ def test_cells_that_zeroes_cut_off_are_not_connected():
 
 
 @pytest.mark.slow
-def test_a_study_of_networks_that_are_compiled_each(tmp_path):
-  """Cells of EcoNAS, on digits."""
+def test_a_study_of_networks_that_are_compiled_each(tmp_path, monkeypatch):
+  """Small cells on digits, of which each network is a program."""
+  small = cell.Grammar('small', ('none', 'skip', 'conv3'), 1, 1)
+  choice = study_spaces.cells(small)
+  monkeypatch.setitem(study_spaces.SPACES, 'small', choice)
   settings = {
-    'space': 'econas',
+    'space': 'small',
     'channels': 2,
     'networks': 4,
     'examples': 64,
@@ -327,11 +330,9 @@ def test_a_study_of_networks_that_are_compiled_each(tmp_path):
     'fidelities': ['c0r0s0e1'],
     'zero_cost': ['params', 'naswot'],
   }
-  console = quiet()
-  summary = proxies.study(settings, tmp_path / 'run', console=console)
+  summary = proxies.study(settings, tmp_path / 'run', console=quiet())
   assert set(summary['proxies']) == {'c0r0s0e1', 'params', 'naswot'}
   assert 0 < summary['proxies']['c0r0s0e1']['flops'] < 1
-  choice = study_spaces.SPACES['econas']
   key = network.named_key(jax.random.key(0), 'networks')
   genotypes = proxies.draw_networks(key, choice, 4)
   nets = choice.networks(channels=2, repeats=1, classes=10, shape=(8, 8, 1))
