@@ -6,9 +6,9 @@ trains for so many epochs (EcoNAS, arXiv 2001.01233). That 4 quarters is what
 the official code does; what other indices mean is inferred from it.
 """
 
+import dataclasses
 import functools
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ _PATTERN = re.compile(r'c(\d+)r(\d+)s(\d+)e(\d+)')
 _MOST = 12
 
 
-class Fidelity(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
   """A reduced setting; `str()` prints and `parse` reads it.
 
   Attributes:
@@ -28,6 +29,9 @@ class Fidelity(NamedTuple):
     resolution: index r, of the sides of images.
     samples: index s, of the training images.
     epochs: e, of training.
+
+  Raises:
+    ValueError: for indices outside 0 to 12, and for no epochs.
 
   Example:
     >>> str(Fidelity(channels=4, resolution=4, epochs=60))
@@ -38,6 +42,14 @@ class Fidelity(NamedTuple):
   resolution: int = 0
   samples: int = 0
   epochs: int = 1
+
+  def __post_init__(self):
+    indices = (self.channels, self.resolution, self.samples)
+    if not all(0 <= index <= _MOST for index in indices) or self.epochs < 1:
+      raise ValueError(
+        f"the fidelity '{self}' must have indices of 0 to {_MOST} and at least "
+        'one epoch.'
+      )
 
   def __str__(self) -> str:
     return f'c{self.channels}r{self.resolution}s{self.samples}e{self.epochs}'
@@ -62,13 +74,7 @@ def parse(text: str) -> Fidelity:
       f'a fidelity is written c4r4s0e60, the indices of channels, resolution '
       f'and samples and the number of epochs; got {text!r}.'
     )
-  found = Fidelity(*map(int, match.groups()))
-  if max(found[:3]) > _MOST or found.epochs < 1:
-    raise ValueError(
-      f'the fidelity {text!r} must have indices of 0 to {_MOST} and at least '
-      'one epoch.'
-    )
-  return found
+  return Fidelity(*map(int, match.groups()))
 
 
 def reduced(full: int, index: int, multiple: int = 1) -> int:

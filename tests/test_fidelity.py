@@ -1,5 +1,7 @@
 """Fidelities: how they are written, and what they leave of a task."""
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -37,10 +39,19 @@ def test_what_is_no_fidelity_is_refused(text):
     fidelity.parse(text)
 
 
-@pytest.mark.parametrize('text', ['c13r0s0e1', 'c0r0s0e0'])
-def test_what_is_out_of_range_is_refused(text):
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: fidelity.parse('c13r0s0e1'),
+    lambda: fidelity.parse('c0r0s0e0'),
+    lambda: Fidelity(channels=-3),
+    lambda: Fidelity(samples=13),
+    lambda: dataclasses.replace(Fidelity(), epochs=0),
+  ],
+)
+def test_what_is_out_of_range_is_refused(make):
   with pytest.raises(ValueError, match='0 to 12 and at least one epoch'):
-    fidelity.parse(text)
+    make()
 
 
 def test_four_quarters_as_in_the_official_code():

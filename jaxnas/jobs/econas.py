@@ -4,6 +4,7 @@ An arm is made from plain settings; each trains genotypes of one space at a low
 fidelity, and its best are trained again at a high one.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -245,7 +246,8 @@ class Setting(NamedTuple):
 
   def answer(self, epochs: int, rungs: int, remember: int, inherit=False):
     """A stage that trains a rung of which `rungs` make `epochs` epochs."""
-    held = fidelity.parse(self.settings['fidelity'])._replace(epochs=epochs)
+    held = fidelity.parse(self.settings['fidelity'])
+    held = dataclasses.replace(held, epochs=epochs)
     rate = self.settings['optimizer']['learning_rate']
     trainer = make_trainer(self.settings, self.task, str(held), rate, rungs)
     heir = {'heir': trainer.heir} if inherit else {}

@@ -918,11 +918,12 @@ def comparable(
       for own in (a, b)
     )
     swapped = first == second[::-1] and a.channels > b.channels
-    if swapped and a[2:] == b[2:]:
+    rest = [(own.samples, own.epochs) for own in (a, b)]
+    if swapped and rest[0] == rest[1]:
       found.append(Pair(CHANNELS, one, other))
     steps = sizes[one].steps, sizes[other].steps
     close = abs(steps[0] - steps[1]) <= _EQUAL * max(steps)
-    if a[:2] == b[:2] and a.samples < b.samples and close:
+    if first == second and a.samples < b.samples and close:
       found.append(Pair(SAMPLES, one, other))
   return sorted(found, key=lambda pair: pair.question)
 
