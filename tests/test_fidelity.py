@@ -120,6 +120,17 @@ def test_augmentation_shifts_by_what_it_shifts_whole_images():
   assert twin.augment is small.augment
 
 
+def test_what_cannot_be_reached_is_refused():
+  with pytest.raises(ValueError, match='8 pixels cut by index 3'):
+    fidelity.reduce(task(), Fidelity(resolution=3), KEY, multiple=4)
+  with pytest.raises(ValueError, match='12 images .* index 9 would be 0.53'):
+    fidelity.reduce(task(), Fidelity(samples=9), KEY)
+  with pytest.raises(ValueError, match='4 channels cut by index 9'):
+    fidelity.left(Fidelity(channels=9), 'channels', 4)
+  # The nearest even number is within half a step.
+  assert fidelity.left(Fidelity(channels=4), 'channels', 36, multiple=2) == 10
+
+
 def test_a_task_without_images_is_refused():
   held = task()._replace(shape=(8,))
   with pytest.raises(ValueError, match='a fidelity is of images'):

@@ -399,6 +399,13 @@ def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
   [
     ({'fidelity': 'c4r4s0'}, 'fidelity: a fidelity is written'),
     ({'retrain__fidelity': 'x'}, 'retrain.fidelity: a fidelity is'),
+    ({'fidelity': 'c9r2s2e3'}, 'fidelity: .*2 channels cut by index 9 would'),
+    ({'fidelity': 'c0r8s2e3'}, 'config.fidelity: .*8 pixels cut by index 8'),
+    ({'retrain__fidelity': 'c0r5s0e1'}, 'retrain.fidelity: .*8 pixels cut by'),
+    (
+      {'space': 'econas', 'cells__channels': 3},
+      'cells.channels must be a multiple of 2',
+    ),
     ({'fidelity': 'c0r0s0e4'}, 'has 4 epochs, which 3 rungs do not divide'),
     ({'ladder__promote': '2'}, 'promote has 1 numbers and .*mothers 3'),
     ({'ladder__promote': '2-0'}, 'promote must be above 0'),

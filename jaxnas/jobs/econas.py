@@ -35,6 +35,7 @@ from jaxnas.jobs.settings import (
   Settings,
   check,
   make_task,
+  naming,
   one_of,
   resolve,
   several_of,
@@ -138,6 +139,7 @@ class Kind(NamedTuple):
     mutation: makes children of mothers.
     text: a genotype for people.
     data: whether its networks are one program.
+    multiple: of what number their channels must be multiples.
   """
 
   space: ArraySpace
@@ -145,16 +147,19 @@ class Kind(NamedTuple):
   mutation: Mutation
   text: Callable[[np.ndarray], str]
   data: bool
+  multiple: int
 
 
 def make_net(settings: Settings, task: Task, setting: str) -> supernet.Supernet:
   """The networks of NAS-Bench-201 for a task, as wide as a fidelity says."""
-  return _net(*_size(settings, setting, 1), task.outputs, task.shape)
+  return _net(*_size(settings, setting), task.outputs, task.shape)
 
 
-def _size(settings: Settings, setting: str, multiple: int) -> tuple[int, int]:
-  held, index = settings['cells'], fidelity.parse(setting).channels
-  return fidelity.reduced(held['channels'], index, multiple), held['repeats']
+def _size(settings: Settings, setting: str) -> tuple[int, int]:
+  multiple = KINDS[settings['space']]().multiple
+  held, own = settings['cells'], fidelity.parse(setting)
+  channels = fidelity.left(own, 'channels', held['channels'], multiple)
+  return channels, held['repeats']
 
 
 # Equal arguments give the same functions, so that arms share their programs.
@@ -170,7 +175,7 @@ def _as_data(settings, task, setting, tx, **how) -> Trainer:
 
 
 def _unrolled(settings, task, setting, tx, **how) -> Trainer:
-  channels, layers = _size(settings, setting, 2)
+  channels, layers = _size(settings, setting)
 
   def spec(genotype):
     return spaces.cell_networks.darts(
@@ -188,7 +193,7 @@ def _unrolled(settings, task, setting, tx, **how) -> Trainer:
 def _nas_bench_201() -> Kind:
   space = spaces.nas_bench_201.space()
   mutation = jax.vmap(space.mutate)
-  return Kind(space, _as_data, mutation, spaces.nas_bench_201.text, True)
+  return Kind(space, _as_data, mutation, spaces.nas_bench_201.text, True, 1)
 
 
 def _econas_cells() -> Kind:
@@ -200,6 +205,7 @@ def _econas_cells() -> Kind:
     mutation,
     lambda genotype: '-'.join(map(str, genotype)),
     False,
+    2,
   )
 
 
@@ -384,20 +390,22 @@ def refuse(settings: Settings) -> None:
   check(settings, RULES)
   arms = several_of('ladder.arms', settings['ladder']['arms'], ARMS)
   one_of('space', settings['space'], KINDS)
-  if 'screened' in arms and not KINDS[settings['space']]().data:
+  kind = KINDS[settings['space']]()
+  if 'screened' in arms and not kind.data:
     raise ValueError(
       '--config.ladder.arms: screened needs a space whose networks are one '
       f'program, nas_bench_201, and --config.space={settings["space"]!r} has '
       'one for each.'
     )
-  for flag, held in (
-    ('fidelity', settings['fidelity']),
-    ('retrain.fidelity', settings['retrain']['fidelity']),
-  ):
-    try:
-      fidelity.parse(held)
-    except ValueError as error:
-      raise ValueError(f'--config.{flag}: {error}') from None
+  channels, multiple = settings['cells']['channels'], kind.multiple
+  if channels % multiple:
+    raise ValueError(
+      f'--config.cells.channels must be a multiple of {multiple} for '
+      f'--config.space={settings["space"]!r}, got {channels}.'
+    )
+  for flag, text in _fidelities(settings).items():
+    with naming(flag):
+      _size(settings, text)
   held = ladder(settings)
   if 'flat' in arms:
     flat_epochs(held)
@@ -455,8 +463,8 @@ def econas(
   whole = make_task(settings)
   key = jax.random.key(settings['seed'])
   small, large = (
-    _reduced(whole, text, key)
-    for text in (settings['fidelity'], settings['retrain']['fidelity'])
+    _reduced(whole, flag, text, key)
+    for flag, text in _fidelities(settings).items()
   )
   path = workdir.claim(folder, settings)
   console.print(
@@ -489,11 +497,18 @@ def econas(
   return summary
 
 
-def _reduced(task: Task, text: str, key: Key) -> Task:
-  held = fidelity.parse(text)
-  return fidelity.reduce(
-    task, held, network.named_key(key, 'subset'), multiple=_SIDES
-  )
+def _fidelities(settings: Settings) -> dict[str, str]:
+  """That of the search and that of retraining, by their flags."""
+  return {
+    'fidelity': settings['fidelity'],
+    'retrain.fidelity': settings['retrain']['fidelity'],
+  }
+
+
+def _reduced(task: Task, flag: str, text: str, key: Key) -> Task:
+  own, subset = fidelity.parse(text), network.named_key(key, 'subset')
+  with naming(flag):
+    return fidelity.reduce(task, own, subset, multiple=_SIDES)
 
 
 def _searched(setting: Setting, name: str, path, show) -> Trials:

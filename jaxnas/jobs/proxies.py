@@ -87,8 +87,6 @@ _LEAST = {
 }
 # Two trainings have equally many steps where they differ by no more than this.
 _EQUAL = 0.05
-# By what factor a size may differ from what its index says: half a step.
-_OFF = 2**0.25
 # The reference again, from other weights: what no proxy need be better than.
 AGAIN = 'again'
 CHANNELS = 'channels against resolution'
@@ -514,23 +512,10 @@ def sized(settings: Settings, task: Task, own: Fidelity) -> Size:
 examples=384)
   """
   multiple = SPACES[settings['space']].multiple
-
-  def left(what: str, full: int, index: int, multiple: int = 1) -> int:
-    if not index:
-      return full
-    exact = full / 2 ** (index / 2)
-    found = fidelity.reduced(full, index, multiple)
-    if not 1 / _OFF <= found / exact <= _OFF:
-      raise ValueError(
-        f'{own}: {full} {what} cut by index {index} would be {exact:.3g}, and '
-        f'the nearest that there can be is {found}; take another index.'
-      )
-    return found
-
-  channels = left('channels', settings['channels'], own.channels)
-  rows, columns, depth = task.shape
-  sides = (left('pixels', n, own.resolution, multiple) for n in (rows, columns))
-  samples = left('samples', len(task.train.targets), own.samples)
+  channels = fidelity.left(own, 'channels', settings['channels'])
+  *sides, depth = task.shape
+  sides = (fidelity.left(own, 'resolution', n, multiple) for n in sides)
+  samples = fidelity.left(own, 'samples', len(task.train.targets))
   batch = settings['batch']
   if samples < batch:
     raise ValueError(

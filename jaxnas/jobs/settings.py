@@ -1,7 +1,8 @@
 """Settings of a run: what they may be, and what they name."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optax
@@ -79,6 +80,23 @@ def check(settings: Settings, rules: Mapping[str, Any]) -> None:
       raise ValueError(
         f'--config.{name} must be at most {high}, got {value!r}.'
       )
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+  """Puts the flag before the message of a ValueError.
+
+  Example:
+    >>> with naming('fidelity'):
+    ...   raise ValueError('no epochs.')
+    Traceback (most recent call last):
+      ...
+    ValueError: --config.fidelity: no epochs.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'--config.{flag}: {error}') from None
 
 
 def make_task(settings: Settings) -> Task:
