@@ -413,10 +413,8 @@ def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
     ({'ladder__mothers': 'many'}, 'mothers must be whole numbers'),
     ({'ladder__arms': 'climb'}, 'arms must be of econas, flat'),
     ({'ladder__arms': 'flat', 'ladder__mothers': '2-2-1'}, 'in whole epochs'),
-    (
-      {'ladder__arms': 'halving', 'ladder__promote': '1-2'},
-      'must not grow for the arm halving',
-    ),
+    ({'ladder__promote': '20-10'}, r'the 4 children .* got \(20, 10\)'),
+    ({'ladder__promote': '1-2'}, 'promote must not grow from rung to rung'),
     (
       {'ladder__arms': 'screened', 'ladder__proxy': 'luck'},
       'proxy must be one of',

@@ -34,6 +34,7 @@ from jaxnas.jobs.job import write_results
 from jaxnas.jobs.settings import (
   Settings,
   check,
+  check_ladder,
   make_task,
   naming,
   one_of,
@@ -119,6 +120,7 @@ def ladder(settings: Settings) -> Ladder:
       '--config.ladder.promote must be above 0, and some of '
       f'--config.ladder.mothers, got {promote} and {mothers}.'
     )
+  check_ladder(promote, mothers)
   whole = fidelity.parse(settings['fidelity']).epochs
   epochs, rest = divmod(whole, len(mothers))
   if rest:
@@ -409,13 +411,6 @@ def refuse(settings: Settings) -> None:
   held = ladder(settings)
   if 'flat' in arms:
     flat_epochs(held)
-  if 'halving' in arms and list(held.promote) != sorted(
-    (min(p, sum(held.mothers)) for p in held.promote), reverse=True
-  ):
-    raise ValueError(
-      f'--config.ladder.promote must not grow for the arm halving, nor exceed '
-      f'the {sum(held.mothers)} children of a generation; got {held.promote}.'
-    )
   proxy = settings['ladder']['proxy']
   if 'screened' in arms and proxy not in zero_cost.PROXIES:
     raise ValueError(

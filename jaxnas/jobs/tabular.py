@@ -30,7 +30,14 @@ from jaxnas.algorithms.local_search import slots as local_slots
 from jaxnas.base import Stage, Table, Trials
 from jaxnas.jobs.evolution import numbers
 from jaxnas.jobs.job import write_results
-from jaxnas.jobs.settings import Settings, check, one_of, resolve, several_of
+from jaxnas.jobs.settings import (
+  Settings,
+  check,
+  check_ladder,
+  one_of,
+  resolve,
+  several_of,
+)
 from jaxnas.stages import trials
 
 # (low, high) of each setting.
@@ -465,13 +472,15 @@ def _refuse_ladder(settings: Settings) -> None:
   held = _laddered(settings)
   check(held, {'ladder.first': (1, None)})
   rungs = len(_each(held['ladder']['signals'], ','))
-  for name, wanted in (('promote', rungs - 1), ('mothers', rungs)):
-    found = numbers(held, f'ladder.{name}')
-    if len(found) != wanted or not sum(found):
+  wanted = {'promote': rungs - 1, 'mothers': rungs}
+  counts = {name: numbers(held, f'ladder.{name}') for name in wanted}
+  for name, found in counts.items():
+    if len(found) != wanted[name] or not sum(found):
       raise ValueError(
-        f'--config.ladder.{name} must be {wanted} numbers, some above 0, for '
-        f'the {rungs} rungs of --config.ladder.signals; got {found}.'
+        f'--config.ladder.{name} must be {wanted[name]} numbers, some above 0, '
+        f'for the {rungs} rungs of --config.ladder.signals; got {found}.'
       )
+  check_ladder(**counts)
   if len(_each(held['ladder']['costs'], ',')) not in (0, rungs):
     raise ValueError(
       f'--config.ladder.costs must be {rungs} columns or none, got '
