@@ -256,6 +256,17 @@ def test_a_table_is_climbed_and_paid_rung_by_rung():
     )
 
 
+def test_a_rung_that_would_be_paid_back_is_refused():
+  columns = {'short': WORTH, 'long': WORTH, 'hour': 0 * WORTH + 1}
+  columns['day'] = columns['hour'].copy()
+  table = Table(SPACE, {k: jnp.asarray(v) for k, v in columns.items()})
+  stages.by_rung(table, ['short', 'long'], ['hour', 'day'])
+  columns['day'][7] = 0.5
+  table = Table(SPACE, {k: jnp.asarray(v) for k, v in columns.items()})
+  with pytest.raises(ValueError, match='those of 1 networks do'):
+    stages.by_rung(table, ['short', 'long'], ['hour', 'day'])
+
+
 @pytest.mark.parametrize(
   ('make', 'says'),
   [

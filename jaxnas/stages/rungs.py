@@ -319,12 +319,13 @@ def by_rung(
     table: the measurements.
     signals: the column of each rung, the cheapest first, of which more is
       better. Nothing is said above the last: NaN.
-    costs: the columns of what it takes to get there from the start; () for
-      none.
+    costs: the columns of what it takes to get there from the start, which do
+      not fall from rung to rung; () for none.
 
   Raises:
     KeyError, ValueError: for columns that cannot be used.
-    ValueError: for no signals, or other numbers of costs than of signals.
+    ValueError: for no signals, other numbers of costs than of signals, and
+      costs by which a rung would be paid back.
 
   Example:
     >>> from jaxnas import base, spaces
@@ -344,6 +345,12 @@ def by_rung(
   if costs:
     until = jnp.stack([tables.column(table, name) for name in costs])
     paid = jnp.diff(until, axis=0, prepend=0.0)
+    fall = int((paid < 0).any(axis=0).sum())
+    if fall:
+      raise ValueError(
+        f'by_rung: the costs {list(costs)} are from the start to each rung and '
+        f'must not fall from one to the next, as those of {fall} networks do.'
+      )
 
   def score(key, genotype, index, rung):
     del key, genotype
