@@ -264,7 +264,9 @@ class Setting(NamedTuple):
 
 def _climbing(setting: Setting, inherit=False, mutation=None) -> Arm:
   held, own = ladder(setting.settings), setting.settings['ladder']
-  remember = own['life'] * held.segments
+  remember = algorithms.econas_memory(
+    held.first, held.promote, held.mothers, own['life']
+  )
   answer = setting.answer(
     held.rungs * held.epochs, held.rungs, remember, inherit
   )
