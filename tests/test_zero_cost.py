@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxnas import morphisms, network
+from jaxnas import spec as specs
 from jaxnas.base import Data
 from jaxnas.estimators import zero_cost
 from jaxnas.spaces import seeds, supernet
@@ -103,6 +104,39 @@ def test_fisher_is_of_every_layers_output(mlp):
   assert found == pytest.approx(want, rel=1e-4)
 
 
+def test_fisher_is_of_depthwise_convolutions_too():
+  nodes = (
+    specs.Node('x', specs.Input((4, 4, 2))),
+    specs.Node('own', specs.DepthwiseConv(use_bias=False), ('x',)),
+    specs.Node('pool', specs.GlobalPool(), ('own',)),
+    specs.Node('logits', specs.Dense(3), ('pool',)),
+  )
+  net = network.init(specs.Spec(nodes, 'logits'), jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
+  batch = zero_cost.Batch(x, jnp.arange(8) % 3, jax.random.key(2))
+  params = net.variables['params']
+  outer = params['logits']
+  own = jax.lax.conv_general_dilated(
+    x,
+    params['own']['kernel'],
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=2,
+  )
+  pooled = np.asarray(own.mean((1, 2)))
+  logits = pooled @ np.asarray(outer['kernel']) + np.asarray(outer['bias'])
+  slope = np.asarray(jax.nn.softmax(logits)) - np.eye(3)[batch.targets]
+  slope = slope / 8
+  # The pool hands a slope to all positions alike, a sixteenth to each.
+  inner = pooled * (slope @ np.asarray(outer['kernel']).T)
+  want = sum(
+    np.square(each).mean(axis=0).sum() / 2 for each in (inner, logits * slope)
+  )
+  found = measured(net, batch, 'fisher')['fisher']
+  assert found == pytest.approx(want, rel=1e-3)
+
+
 def test_synflow_is_the_flow_through_each_layer(mlp):
   net, batch = mlp
   x = np.ones((1, 5))
@@ -129,6 +163,17 @@ def test_proxies_of_input_gradients(mlp):
     for c in range(3)
   ]
   assert found['epe_nas'] == pytest.approx(sum(each), rel=1e-3)
+
+
+def test_correlations_of_one_rank_have_a_score():
+  # Of a network that is linear all examples have the same input gradient.
+  net = network.init(seeds.mlp((5,), (), 3), jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (64, 5))
+  batch = zero_cost.Batch(x, jnp.arange(64) % 3, jax.random.key(2))
+  found = measured(net, batch, 'jacob_cov')['jacob_cov']
+  # One eigenvalue is 64, and the other 63 are 0.
+  want = -63 * (np.log(1e-5) + 1e5) - np.log(64) - 1 / 64
+  assert found == pytest.approx(want, rel=0.2)
 
 
 def test_naswot_tells_examples_apart(mlp):

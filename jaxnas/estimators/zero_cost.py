@@ -106,7 +106,7 @@ def of_network(net: network.Network) -> Subject:
         mean, var = first.mean(axes), first.var(axes)
         return supernet.normalised(first, own, mean, var, epsilon)
       value = call(node, *inputs)
-      return touch(value) if touch and node.op.kind == 'mixing' else value
+      return touch(value) if touch and _weighted(node.op) else value
 
     values = network.walk(spec, visit, x)
     last = [n for n in spec.order if n.op.kind == 'mixing'][-1].inputs[0]
@@ -122,6 +122,11 @@ def of_network(net: network.Network) -> Subject:
   params = net.variables['params']
   ones = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf)), params)
   return Subject(params, forward, ones, network.flops(net))
+
+
+def _weighted(op: specs.Op) -> bool:
+  """Whether an op is a convolution or a dense layer."""
+  return op.kind == 'mixing' or isinstance(op, specs.DepthwiseConv)
 
 
 def _kernels(params: Any, used: Any = None) -> list[jax.Array]:
@@ -295,7 +300,8 @@ def _norms(tree):
 
 
 def _jacob_cov(subject, correlation, targets):
-  values = jnp.linalg.eigvalsh(correlation)
+  # Those of equal rows are 0, and by rounding, times their number, below.
+  values = jnp.maximum(jnp.linalg.eigvalsh(correlation), 0)
   return -(jnp.log(values + _JITTER) + 1 / (values + _JITTER)).sum()
 
 
@@ -365,7 +371,8 @@ PROXIES: dict[str, Proxy] = {
   'grasp': Proxy(
     'curvature', lambda s, h, y: -_total(lambda a, b: a * b, h, s.params)
   ),
-  # Turner et al. 2020, of the outputs of convolutions and the last layer.
+  # Turner et al. 2020, of the outputs of convolutions, depthwise ones too, and
+  # of dense layers.
   'fisher': Proxy('saliency', lambda s, total, y: total),
   # Tanaka et al. 2020, its logarithm. Biases are zero here and not positive,
   # which no weight of a network without biases in convolutions can tell.
