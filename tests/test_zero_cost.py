@@ -305,6 +305,13 @@ def test_the_flow_through_deep_networks_is_a_number(mlp):
   assert found == pytest.approx(small + 3 * np.log(1e20), rel=1e-5)
 
 
+def test_what_overflows_ranks_last(mlp):
+  net, batch = mlp
+  params = jax.tree.map(lambda leaf: leaf * 1e30, net.variables['params'])
+  large = network.Network({**net.variables, 'params': params}, net.spec)
+  assert measured(large, batch, 'l2_norm')['l2_norm'] == -np.inf
+
+
 @pytest.mark.slow
 def test_operations_and_scales_of_a_cell_are_those_of_its_network():
   net = supernet.nas_bench_201(channels=2, repeats=2, shape=(8, 8, 3))

@@ -400,7 +400,8 @@ def measure(
 
   Returns:
     For each name a scalar; -inf where it is no number, as for networks whose
-    output does not depend on their input.
+    output does not depend on their input, and where it overflows, also to +inf:
+    what cannot be computed of a network promises nothing.
 
   Raises:
     KeyError: for names that are not there.
