@@ -288,6 +288,17 @@ def test_moves_are_judged_by_what_they_make(mlp):
   assert found.linear[0] == pytest.approx(before - after, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('name', 'widths', 'says'),
+  [('naswot', (), 'reads Activation'), ('bn_gamma', (4,), 'reads BatchNorm')],
+)
+def test_a_proxy_of_ops_that_are_not_there_is_no_judge(name, widths, says):
+  net = network.init(seeds.mlp((5,), widths, 3), jax.random.key(0))
+  data = Data(jnp.ones((2, 5)), jnp.arange(2))
+  with pytest.raises(ValueError, match=says):
+    zero_cost.by_proxy(name).score(jax.random.key(0), net, [], [], data, ())
+
+
 def test_bad_input_is_refused(mlp):
   with pytest.raises(KeyError, match='naswot'):
     zero_cost.by_proxy('swot')

@@ -344,10 +344,12 @@ class Proxy(NamedTuple):
   Attributes:
     source: what it reads.
     score: `score(subject, value of the source, targets) -> ()`.
+    reads: the kind of op that it is about; None for any.
   """
 
   source: str
   score: Callable[[Subject, Any, jax.Array], jax.Array]
+  reads: type[specs.Op] | None = None
 
 
 PROXIES: dict[str, Proxy] = {
@@ -358,7 +360,7 @@ PROXIES: dict[str, Proxy] = {
   'l2_norm': Proxy('weights', lambda s, w, y: _norms(w)),
   # Chen et al. 2021 (BN-NAS), of trained networks: at the start all scales are
   # 1, and it counts norms.
-  'bn_gamma': Proxy('weights', _gamma),
+  'bn_gamma': Proxy('weights', _gamma, specs.BatchNorm),
   # Of the gradient of the loss: norms, |g w| (Lee et al. 2019), and g w.
   'grad_norm': Proxy('gradients', lambda s, g, y: _norms(g)),
   'snip': Proxy(
@@ -379,7 +381,9 @@ PROXIES: dict[str, Proxy] = {
   'synflow': Proxy('flow', lambda s, flow, y: flow),
   # Mellor et al.: version 1 (input gradients) and 3 (codes of the ReLUs).
   'jacob_cov': Proxy('correlation', _jacob_cov),
-  'naswot': Proxy('codes', lambda s, k, y: jnp.linalg.slogdet(k)[1]),
+  'naswot': Proxy(
+    'codes', lambda s, k, y: jnp.linalg.slogdet(k)[1], specs.Activation
+  ),
   # Lopes, Alirezazadeh and Alexandre 2021, the form for up to 100 classes.
   'epe_nas': Proxy('correlation', _epe_nas),
   # Lin et al. 2021. Norms count with the variance of the batch, and not with
@@ -500,7 +504,8 @@ def by_proxy(name: str) -> Estimator:
 
   Returns:
     An `Estimator` of moves of any kind, whose data are `(inputs, targets)`,
-    prepared; `score` raises `ValueError` for illegal moves, before any is made.
+    prepared; `score` raises `ValueError` for illegal moves, before any is made,
+    and for a network without the ops that the proxy reads.
 
   Raises:
     KeyError: for a name that is not there.
@@ -518,6 +523,11 @@ def by_proxy(name: str) -> Estimator:
   _known([name])
 
   def score(key, net, moves, thetas, data, state):
+    reads = PROXIES[name].reads
+    if reads and not any(isinstance(n.op, reads) for n in net.spec.nodes):
+      raise ValueError(
+        f'by_proxy: {name} reads {reads.__name__}, and the network has none.'
+      )
     for move in moves:
       morphisms.respec(move, net.spec)
     thetas = heuristics.drawn(key, net, moves, thetas, data, state).thetas
