@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import morphisms, network
+from jaxnas import morphisms, network, programs
 from jaxnas import spec as specs
 from jaxnas.base import Data
 from jaxnas.estimators import zero_cost
+from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds, supernet
 
 
@@ -193,6 +194,8 @@ def test_naswot_tells_examples_apart(mlp):
   assert measured(net, same, 'naswot')['naswot'] < want - 20
 
 
+# Of the initialisers the fastest to compile.
+UNIFORM = nn.initializers.variance_scaling(2, 'fan_in', 'uniform')
 GENOTYPE = [2, 3, 4, 1, 3, 2]
 
 
@@ -204,8 +207,7 @@ def cells():
     shape=(8, 8, 3),
     classes=4,
     select='mask',
-    # Of the initialisers the fastest to compile.
-    kernel_init=nn.initializers.variance_scaling(2, 'fan_in', 'uniform'),
+    kernel_init=UNIFORM,
   )
   variables = jax.jit(net.init)(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
@@ -256,6 +258,27 @@ def test_a_cell_of_the_supernet_is_the_network_it_stands_for(cells, names):
     np.testing.assert_allclose(found[name], alone[name], rtol=1e-3)
   if 'naswot' in names:
     assert nothing['naswot'] == -jnp.inf
+
+
+def test_one_program_scores_every_cell():
+  net = supernet.nas_bench_201(
+    channels=2, repeats=1, shape=(4, 4, 3), kernel_init=UNIFORM
+  )
+  x = jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
+  of_all = [[[op] * 6 for op in ops] for ops in ((0, 1, 2), (4, 3, 2))]
+  score = programs.jit(
+    lambda cells: zero_cost.score_genotypes(
+      net, jax.random.key(0), cells, x, jnp.arange(4), ['params', 'naswot']
+    )
+  )
+  first, then = map(jnp.array, of_all)
+  with count_compilations() as compiled:
+    score(first)
+  assert len(compiled) == 1
+  with count_compilations() as compiled:
+    found = score(then)
+  assert not compiled
+  assert found['params'][0] < found['params'][2] < found['params'][1]
 
 
 @pytest.mark.slow
