@@ -358,8 +358,8 @@ PROXIES: dict[str, Proxy] = {
   'params': Proxy('weights', _counted),
   'flops': Proxy('weights', lambda s, w, y: jnp.asarray(s.flops, jnp.float32)),
   'l2_norm': Proxy('weights', lambda s, w, y: _norms(w)),
-  # Chen et al. 2021 (BN-NAS), of trained networks: at the start all scales are
-  # 1, and it counts norms.
+  # Chen et al. 2021 (BN-NAS), who sum the last norm of each chosen operation of
+  # a trained supernet. This sums all norms; at the start it counts them.
   'bn_gamma': Proxy('weights', _gamma, specs.BatchNorm),
   # Of the gradient of the loss: norms, |g w| (Lee et al. 2019), and g w.
   'grad_norm': Proxy('gradients', lambda s, g, y: _norms(g)),

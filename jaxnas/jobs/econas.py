@@ -1,4 +1,4 @@
-"""Ladders of real training beside each other, at equal training examples.
+"""Ladders of real training beside each other, at equal cost a generation.
 
 An arm is made from plain settings; each trains genotypes of one space at a low
 fidelity, and its best are trained again at a high one.
@@ -430,13 +430,13 @@ def econas(
   """Climbs ladders of real training, and trains what is found again.
 
   The arms that `ladder.arms` names search the cells of `space` on one task at
-  `fidelity`, at equal training examples: `econas`; `flat`, the same
-  evolution without a ladder; `halving`; `random`; `inherited`, whose children
-  begin with their mothers' weights; `screened`, whose children are the best of
-  a brood by a zero-cost proxy. The `retrain.best` of each by its own scores are
-  trained from fresh weights at `retrain.fidelity`, of which the best on the
-  validation split is the arm's answer. Resumes wherever `folder` says the job
-  is.
+  `fidelity`, at equal training examples a generation (`random` in all, and a
+  ladder has fewer in its first ones): `econas`; `flat`, the same evolution
+  without a ladder; `halving`; `random`; `inherited`, whose children begin with
+  their mothers' weights; `screened`, whose children are the best of a brood by
+  a zero-cost proxy. The `retrain.best` of each by its own scores are trained
+  from fresh weights at `retrain.fidelity`, of which the best on the validation
+  split is the arm's answer. Resumes wherever `folder` says the job is.
 
   Args:
     config: settings, as `configs/econas_digits.py` returns them.
