@@ -6,9 +6,9 @@ trains for so many epochs (EcoNAS, arXiv 2001.01233). That 4 quarters is what
 the official code does; what other indices mean is inferred from it.
 """
 
+import dataclasses
 import functools
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,17 @@ from jaxnas.base import Data, Key, Task
 
 _PATTERN = re.compile(r'c(\d+)r(\d+)s(\d+)e(\d+)')
 _MOST = 12
+# By what factor a size may differ from what its index says: half a step.
+_OFF = 2**0.25
+_UNITS = {
+  'channels': 'channels',
+  'resolution': 'pixels',
+  'samples': 'images to train on',
+}
 
 
-class Fidelity(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Fidelity:
   """A reduced setting; `str()` prints and `parse` reads it.
 
   Attributes:
@@ -28,6 +36,9 @@ class Fidelity(NamedTuple):
     resolution: index r, of the sides of images.
     samples: index s, of the training images.
     epochs: e, of training.
+
+  Raises:
+    ValueError: for indices outside 0 to 12, and for no epochs.
 
   Example:
     >>> str(Fidelity(channels=4, resolution=4, epochs=60))
@@ -38,6 +49,14 @@ class Fidelity(NamedTuple):
   resolution: int = 0
   samples: int = 0
   epochs: int = 1
+
+  def __post_init__(self):
+    indices = (self.channels, self.resolution, self.samples)
+    if not all(0 <= index <= _MOST for index in indices) or self.epochs < 1:
+      raise ValueError(
+        f"the fidelity '{self}' must have indices of 0 to {_MOST} and at least "
+        'one epoch.'
+      )
 
   def __str__(self) -> str:
     return f'c{self.channels}r{self.resolution}s{self.samples}e{self.epochs}'
@@ -62,13 +81,7 @@ def parse(text: str) -> Fidelity:
       f'a fidelity is written c4r4s0e60, the indices of channels, resolution '
       f'and samples and the number of epochs; got {text!r}.'
     )
-  found = Fidelity(*map(int, match.groups()))
-  if max(found[:3]) > _MOST or found.epochs < 1:
-    raise ValueError(
-      f'the fidelity {text!r} must have indices of 0 to {_MOST} and at least '
-      'one epoch.'
-    )
-  return found
+  return Fidelity(*map(int, match.groups()))
 
 
 def reduced(full: int, index: int, multiple: int = 1) -> int:
@@ -85,6 +98,40 @@ def reduced(full: int, index: int, multiple: int = 1) -> int:
   """
   exact = full / 2 ** (index / 2)
   return max(multiple, multiple * int(exact / multiple + 0.5))
+
+
+def left(own: Fidelity, what: str, full: int, multiple: int = 1) -> int:
+  """What a fidelity leaves of a size, if that is about what it says.
+
+  Args:
+    own: the fidelity.
+    what: `'channels'`, `'resolution'` or `'samples'`.
+    full: the whole size, which index 0 leaves as it is.
+    multiple: of what the result must be a multiple, if it is reduced.
+
+  Raises:
+    ValueError: where the nearest multiple is more than half a step away.
+
+  Example:
+    >>> left(parse('c0r2s0e1'), 'resolution', 8, multiple=4)
+    4
+    >>> left(parse('c0r8s0e1'), 'resolution', 8, multiple=4)
+    Traceback (most recent call last):
+      ...
+    ValueError: c0r8s0e1: 8 pixels cut by index 8 would be 0.5, and the \
+nearest that there can be is 4; take another index.
+  """
+  index = getattr(own, what)
+  if not index:
+    return full
+  exact, found = full / 2 ** (index / 2), reduced(full, index, multiple)
+  if not 1 / _OFF <= found / exact <= _OFF:
+    raise ValueError(
+      f'{own}: {full} {_UNITS[what]} cut by index {index} would be '
+      f'{exact:.3g}, and the nearest that there can be is {found}; take '
+      'another index.'
+    )
+  return found
 
 
 def reduce(
@@ -107,7 +154,8 @@ def reduce(
     A task, named after its fidelity.
 
   Raises:
-    ValueError: for a task whose inputs are no images.
+    ValueError: for a task whose inputs are no images, and for a size that
+      `left` refuses.
 
   Example:
     >>> from jaxnas import tasks
@@ -121,18 +169,11 @@ def reduce(
       'is of images: (height, width, channels).'
     )
   rows, columns, depth = task.shape
-  small = (
-    reduced(rows, fidelity.resolution, multiple)
-    if fidelity.resolution
-    else rows,
-    reduced(columns, fidelity.resolution, multiple)
-    if fidelity.resolution
-    else columns,
-    depth,
-  )
+  sides = (left(fidelity, 'resolution', n, multiple) for n in (rows, columns))
+  small = (*sides, depth)
   splits = {'train': task.train, 'valid': task.valid, 'test': task.test}
   if fidelity.samples:
-    count = reduced(len(task.train.targets), fidelity.samples)
+    count = left(fidelity, 'samples', len(task.train.targets))
     drawn = jax.random.permutation(key, len(task.train.targets))[:count]
     splits['train'] = jax.tree.map(lambda leaf: leaf[drawn], task.train)
   augment = task.augment

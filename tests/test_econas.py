@@ -99,6 +99,50 @@ def test_who_goes_on_is_the_best_of_its_rung_and_young(published):
       assert edits == (1 if rung[slot] == 1 else 0)
 
 
+@pytest.mark.parametrize('first', [16, 50])
+def test_founders_are_as_old_as_their_founding(first):
+  # In generation 9 they are in view, all of them, and in 10 none; of what came
+  # after them what is nine generations old.
+  slots, life, room = 28, 9, 400
+  held = start(room)._replace(
+    index=jnp.zeros(room, jnp.int32),
+    metrics={
+      'fitness': jnp.zeros(room),
+      'rung': jnp.ones(room),
+      'source': -jnp.ones(room),
+    },
+  )
+  look = jax.jit(
+    lambda count: stages.live(held._replace(count=count), life * slots, first)
+  )
+  for generation in (1, 8, 9, 10, 11):
+    count = first + (generation - 1) * slots
+    seen = look(count)
+    found = np.asarray(seen.slot)[np.asarray(seen.rung) > 0]
+    after = first + (generation - 1 - life) * slots
+    oldest = 0 if generation <= life else after
+    np.testing.assert_array_equal(found, np.arange(oldest, count))
+    memory = algorithms.econas_memory(first, (8, 4), (6, 5, 5), life)
+    assert count - found[0] <= memory
+
+
+def test_many_founders_are_ranked_as_long_as_their_children():
+  stage = algorithms.econas(
+    SPACE, answer(), first=20, promote=(2,), mothers=(1, 1), life=2
+  )
+  last = searched(stage, 4, 20 + 3 * 4)
+  source = np.asarray(last.metrics['source'])
+  rung = np.asarray(last.metrics['rung'])
+  fitness = np.asarray(last.metrics['fitness'])
+  # The best two founders go on, then the next two, unless a child is better;
+  # in generation 3 none is in view.
+  assert sorted(source[20:22]) == sorted(np.argsort(-fitness[:20])[:2])
+  held = [s for s in range(24) if rung[s] == 1 and s not in source[20:22]]
+  best = sorted(held, key=lambda s: -fitness[s])[:2]
+  assert sorted(source[24:26].astype(int)) == sorted(best)
+  assert (source[28:32][rung[28:32] > 0] >= 20).all()
+
+
 def test_mothers_are_winners_of_tournaments_of_a_quarter():
   count, draws = 40, 20_000
   held = start(count)._replace(
@@ -254,6 +298,17 @@ def test_a_table_is_climbed_and_paid_rung_by_rung():
       np.asarray(last.metrics['fitness'])[held],
       plus + WORTH[np.asarray(last.index)[held]],
     )
+
+
+def test_a_rung_that_would_be_paid_back_is_refused():
+  columns = {'short': WORTH, 'long': WORTH, 'hour': 0 * WORTH + 1}
+  columns['day'] = columns['hour'].copy()
+  table = Table(SPACE, {k: jnp.asarray(v) for k, v in columns.items()})
+  stages.by_rung(table, ['short', 'long'], ['hour', 'day'])
+  columns['day'][7] = 0.5
+  table = Table(SPACE, {k: jnp.asarray(v) for k, v in columns.items()})
+  with pytest.raises(ValueError, match='those of 1 networks do'):
+    stages.by_rung(table, ['short', 'long'], ['hour', 'day'])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Fidelities: how they are written, and what they leave of a task."""
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -37,10 +39,19 @@ def test_what_is_no_fidelity_is_refused(text):
     fidelity.parse(text)
 
 
-@pytest.mark.parametrize('text', ['c13r0s0e1', 'c0r0s0e0'])
-def test_what_is_out_of_range_is_refused(text):
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: fidelity.parse('c13r0s0e1'),
+    lambda: fidelity.parse('c0r0s0e0'),
+    lambda: Fidelity(channels=-3),
+    lambda: Fidelity(samples=13),
+    lambda: dataclasses.replace(Fidelity(), epochs=0),
+  ],
+)
+def test_what_is_out_of_range_is_refused(make):
   with pytest.raises(ValueError, match='0 to 12 and at least one epoch'):
-    fidelity.parse(text)
+    make()
 
 
 def test_four_quarters_as_in_the_official_code():
@@ -107,6 +118,17 @@ def test_augmentation_shifts_by_what_it_shifts_whole_images():
   # One function for equal reductions, so that their programs are shared.
   twin = fidelity.reduce(whole, fidelity.parse('c2r4s1e3'), KEY)
   assert twin.augment is small.augment
+
+
+def test_what_cannot_be_reached_is_refused():
+  with pytest.raises(ValueError, match='8 pixels cut by index 3'):
+    fidelity.reduce(task(), Fidelity(resolution=3), KEY, multiple=4)
+  with pytest.raises(ValueError, match='12 images .* index 9 would be 0.53'):
+    fidelity.reduce(task(), Fidelity(samples=9), KEY)
+  with pytest.raises(ValueError, match='4 channels cut by index 9'):
+    fidelity.left(Fidelity(channels=9), 'channels', 4)
+  # The nearest even number is within half a step.
+  assert fidelity.left(Fidelity(channels=4), 'channels', 36, multiple=2) == 10
 
 
 def test_a_task_without_images_is_refused():

@@ -569,6 +569,9 @@ def test_a_race_without_a_ratio_is_refused(tmp_path):
     ),
     {'growth__judge': 'magnitude', 'growth__rule': 'independently'},
     pytest.param(
+      {'growth__judge': 'synflow', 'growth__rounds': 1}, marks=pytest.mark.slow
+    ),
+    pytest.param(
       {'growth__judge': 'brute_force', 'growth__ratio': 1.2},
       marks=pytest.mark.slow,
     ),
@@ -583,6 +586,7 @@ def test_a_job_grows_by_any_judge_rule_and_moves(tmp_path, changes):
   ('name', 'value', 'says'),
   [
     ('judge', 'oracle', 'growth.judge must be one of gauss_newton, '),
+    ('judge', 'bn_gamma', "judge: 'bn_gamma' reads .*net.name='mlp' has none"),
     ('rule', 'greedily', "growth.rule must be one of jointly, .*'greedily'"),
     ('moves', 'split-widen', "growth.moves must be one of .*, got 'widen'"),
     ('ratio', 0.5, r'growth.ratio must be 0 \(no bound\) or at least 1'),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from configs import evolution_nb201, nsga_nb201, robot_nb201
+from configs import econas_nb201, evolution_nb201, nsga_nb201, robot_nb201
 from jaxnas import jobs, workdir
 from jaxnas.spaces import nas_bench_201
 
@@ -26,8 +26,12 @@ def table(tmp_path_factory):
     path,
     ops=cells,
     val_ep12=60 + 10 * size + rng.normal(size=15_625),
+    val_ep200=70 + 10 * size,
     test_ep200=70 + 10 * size,
     train_time_ep12_s=np.full(15_625, 100.0),
+    train_time_ep200_s=np.full(15_625, 1500.0),
+    short=np.full(15_625, 1.0),
+    long=np.full(15_625, 24.0),
     several=np.zeros((15_625, 3)),
     good=size + rng.normal(scale=0.1, size=15_625),
     odd=np.where(rng.random(15_625) < 0.1, np.nan, rng.random(15_625)),
@@ -49,6 +53,15 @@ def config(path, module=evolution_nb201, **changes):
   settings.update_from_flattened_dict(
     {name.replace('__', '.'): value for name, value in changes.items()}
   )
+  return settings
+
+
+def ladder(path, arms='halving', **changes):
+  """A ladder of two rungs, with the changes."""
+  settings = config(path, econas_nb201, tabular__arms=arms)
+  settings.tabular.signal = 'val_ep200'
+  settings.tabular.cost = 'train_time_ep200_s'
+  settings.ladder.update(changes)
   return settings
 
 
@@ -206,6 +219,57 @@ def test_what_is_wrong_is_said_before_anything_is_made(
   with pytest.raises(error, match=says):
     ran(config(table, **changes), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'says'),
+  [
+    ({'first': 0}, 'ladder.first must be at least 1'),
+    ({'promote': '2-1'}, 'promote must be 1 numbers, .* the 2 rungs'),
+    ({'promote': 'two'}, 'promote must be whole numbers'),
+    ({'promote': '40'}, r'exceed the 16 children .*; got \(40,\)'),
+    ({'mothers': '0-0'}, 'mothers must be 2 numbers, some above 0'),
+    ({'mothers': '16'}, 'mothers must be 2 numbers'),
+    ({'costs': 'train_time_ep12_s'}, 'costs must be 2 columns or none'),
+    ({'signals': 'val_ep200,val_ep12'}, 'signals must be .*shortest training'),
+    (
+      {'costs': 'train_time_ep200_s,train_time_ep12_s'},
+      'costs must be .*shortest training first',
+    ),
+    ({'costs': 'long,short'}, 'ladder.costs: .*those of 15625 networks do'),
+    ({'signals': 'val_ep12,val_ep90'}, 'ladder.signals: .*no column'),
+    ({'costs': 'train_time_ep12_s,watts'}, 'ladder.costs: .*no column'),
+  ],
+)
+def test_ladders_that_cannot_be_climbed_are_refused(
+  table, tmp_path, changes, says
+):
+  with pytest.raises(ValueError, match=says):
+    ran(ladder(table, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_table_is_climbed_by_every_arm(table, tmp_path):
+  arms = 'econas-halving-flat_first-flat_last'
+  settings = ladder(table, arms, first=4, promote='2', mothers='2-2')
+  settings.tabular.unit, settings.tabular.budget = 'seconds', 4000.0
+  summary, text = ran(settings, tmp_path / 'run')
+  rows = summary['arms']
+  # What 4000 seconds pay: a whole training is 1500, its beginning 100, and the
+  # rest 1400. Four generations of four are all that flat_first asks; two go on
+  # after the first four, and then two have a child, or four more are begun.
+  paid = {
+    'econas': (8, 4 * 100 + 2 * 1400 + 2 * 100),
+    'halving': (10, 4 * 100 + 2 * 1400 + 4 * 100),
+    'flat_first': (16, 16 * 100),
+    'flat_last': (2, 2 * 1500),
+  }
+  assert set(rows) == set(paid)
+  for name, (queries, seconds) in paid.items():
+    row = rows[name]
+    assert (row['queries'], row['seconds_charged']) == (queries, seconds), name
+    assert name.replace('_', ' ') in text
 
 
 def test_the_configs_name_searches_that_there_are():

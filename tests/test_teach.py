@@ -399,6 +399,13 @@ def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
   [
     ({'fidelity': 'c4r4s0'}, 'fidelity: a fidelity is written'),
     ({'retrain__fidelity': 'x'}, 'retrain.fidelity: a fidelity is'),
+    ({'fidelity': 'c9r2s2e3'}, 'fidelity: .*2 channels cut by index 9 would'),
+    ({'fidelity': 'c0r8s2e3'}, 'config.fidelity: .*8 pixels cut by index 8'),
+    ({'retrain__fidelity': 'c0r5s0e1'}, 'retrain.fidelity: .*8 pixels cut by'),
+    (
+      {'space': 'econas', 'cells__channels': 3},
+      'cells.channels must be a multiple of 2',
+    ),
     ({'fidelity': 'c0r0s0e4'}, 'has 4 epochs, which 3 rungs do not divide'),
     ({'ladder__promote': '2'}, 'promote has 1 numbers and .*mothers 3'),
     ({'ladder__promote': '2-0'}, 'promote must be above 0'),
@@ -406,10 +413,8 @@ def test_a_job_stopped_on_the_way_ends_as_one_never_stopped(
     ({'ladder__mothers': 'many'}, 'mothers must be whole numbers'),
     ({'ladder__arms': 'climb'}, 'arms must be of econas, flat'),
     ({'ladder__arms': 'flat', 'ladder__mothers': '2-2-1'}, 'in whole epochs'),
-    (
-      {'ladder__arms': 'halving', 'ladder__promote': '1-2'},
-      'must not grow for the arm halving',
-    ),
+    ({'ladder__promote': '20-10'}, r'the 4 children .* got \(20, 10\)'),
+    ({'ladder__promote': '1-2'}, 'promote must not grow from rung to rung'),
     (
       {'ladder__arms': 'screened', 'ladder__proxy': 'luck'},
       'proxy must be one of',

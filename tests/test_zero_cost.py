@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import morphisms, network
+from jaxnas import morphisms, network, programs
+from jaxnas import spec as specs
 from jaxnas.base import Data
 from jaxnas.estimators import zero_cost
+from jaxnas.run import count_compilations
 from jaxnas.spaces import seeds, supernet
 
 
@@ -103,6 +105,39 @@ def test_fisher_is_of_every_layers_output(mlp):
   assert found == pytest.approx(want, rel=1e-4)
 
 
+def test_fisher_is_of_depthwise_convolutions_too():
+  nodes = (
+    specs.Node('x', specs.Input((4, 4, 2))),
+    specs.Node('own', specs.DepthwiseConv(use_bias=False), ('x',)),
+    specs.Node('pool', specs.GlobalPool(), ('own',)),
+    specs.Node('logits', specs.Dense(3), ('pool',)),
+  )
+  net = network.init(specs.Spec(nodes, 'logits'), jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
+  batch = zero_cost.Batch(x, jnp.arange(8) % 3, jax.random.key(2))
+  params = net.variables['params']
+  outer = params['logits']
+  own = jax.lax.conv_general_dilated(
+    x,
+    params['own']['kernel'],
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=2,
+  )
+  pooled = np.asarray(own.mean((1, 2)))
+  logits = pooled @ np.asarray(outer['kernel']) + np.asarray(outer['bias'])
+  slope = np.asarray(jax.nn.softmax(logits)) - np.eye(3)[batch.targets]
+  slope = slope / 8
+  # The pool hands a slope to all positions alike, a sixteenth to each.
+  inner = pooled * (slope @ np.asarray(outer['kernel']).T)
+  want = sum(
+    np.square(each).mean(axis=0).sum() / 2 for each in (inner, logits * slope)
+  )
+  found = measured(net, batch, 'fisher')['fisher']
+  assert found == pytest.approx(want, rel=1e-3)
+
+
 def test_synflow_is_the_flow_through_each_layer(mlp):
   net, batch = mlp
   x = np.ones((1, 5))
@@ -131,6 +166,17 @@ def test_proxies_of_input_gradients(mlp):
   assert found['epe_nas'] == pytest.approx(sum(each), rel=1e-3)
 
 
+def test_correlations_of_one_rank_have_a_score():
+  # Of a network that is linear all examples have the same input gradient.
+  net = network.init(seeds.mlp((5,), (), 3), jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (64, 5))
+  batch = zero_cost.Batch(x, jnp.arange(64) % 3, jax.random.key(2))
+  found = measured(net, batch, 'jacob_cov')['jacob_cov']
+  # One eigenvalue is 64, and the other 63 are 0.
+  want = -63 * (np.log(1e-5) + 1e5) - np.log(64) - 1 / 64
+  assert found == pytest.approx(want, rel=0.2)
+
+
 def test_naswot_tells_examples_apart(mlp):
   net, batch = mlp
   codes, x = [], batch.inputs
@@ -148,6 +194,8 @@ def test_naswot_tells_examples_apart(mlp):
   assert measured(net, same, 'naswot')['naswot'] < want - 20
 
 
+# Of the initialisers the fastest to compile.
+UNIFORM = nn.initializers.variance_scaling(2, 'fan_in', 'uniform')
 GENOTYPE = [2, 3, 4, 1, 3, 2]
 
 
@@ -159,8 +207,7 @@ def cells():
     shape=(8, 8, 3),
     classes=4,
     select='mask',
-    # Of the initialisers the fastest to compile.
-    kernel_init=nn.initializers.variance_scaling(2, 'fan_in', 'uniform'),
+    kernel_init=UNIFORM,
   )
   variables = jax.jit(net.init)(jax.random.key(0))
   x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
@@ -213,6 +260,27 @@ def test_a_cell_of_the_supernet_is_the_network_it_stands_for(cells, names):
     assert nothing['naswot'] == -jnp.inf
 
 
+def test_one_program_scores_every_cell():
+  net = supernet.nas_bench_201(
+    channels=2, repeats=1, shape=(4, 4, 3), kernel_init=UNIFORM
+  )
+  x = jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
+  of_all = [[[op] * 6 for op in ops] for ops in ((0, 1, 2), (4, 3, 2))]
+  score = programs.jit(
+    lambda cells: zero_cost.score_genotypes(
+      net, jax.random.key(0), cells, x, jnp.arange(4), ['params', 'naswot']
+    )
+  )
+  first, then = map(jnp.array, of_all)
+  with count_compilations() as compiled:
+    score(first)
+  assert len(compiled) == 1
+  with count_compilations() as compiled:
+    found = score(then)
+  assert not compiled
+  assert found['params'][0] < found['params'][2] < found['params'][1]
+
+
 @pytest.mark.slow
 def test_zen_grows_with_a_network(cells):
   net, _, batch = cells
@@ -243,6 +311,17 @@ def test_moves_are_judged_by_what_they_make(mlp):
   assert found.linear[0] == pytest.approx(before - after, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('name', 'widths', 'says'),
+  [('naswot', (), 'reads Activation'), ('bn_gamma', (4,), 'reads BatchNorm')],
+)
+def test_a_proxy_of_ops_that_are_not_there_is_no_judge(name, widths, says):
+  net = network.init(seeds.mlp((5,), widths, 3), jax.random.key(0))
+  data = Data(jnp.ones((2, 5)), jnp.arange(2))
+  with pytest.raises(ValueError, match=says):
+    zero_cost.by_proxy(name).score(jax.random.key(0), net, [], [], data, ())
+
+
 def test_bad_input_is_refused(mlp):
   with pytest.raises(KeyError, match='naswot'):
     zero_cost.by_proxy('swot')
@@ -258,6 +337,13 @@ def test_the_flow_through_deep_networks_is_a_number(mlp):
   large = network.Network({**net.variables, 'params': params}, net.spec)
   found = measured(large, batch, 'synflow')['synflow']
   assert found == pytest.approx(small + 3 * np.log(1e20), rel=1e-5)
+
+
+def test_what_overflows_ranks_last(mlp):
+  net, batch = mlp
+  params = jax.tree.map(lambda leaf: leaf * 1e30, net.variables['params'])
+  large = network.Network({**net.variables, 'params': params}, net.spec)
+  assert measured(large, batch, 'l2_norm')['l2_norm'] == -np.inf
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from jaxnas.algorithms.array_random import array_random as array_random
 from jaxnas.algorithms.bananas import bananas as bananas
 from jaxnas.algorithms.delta_nas import delta_nas as delta_nas
 from jaxnas.algorithms.econas import econas as econas
+from jaxnas.algorithms.econas import econas_memory as econas_memory
 from jaxnas.algorithms.econas import econas_slots as econas_slots
 from jaxnas.algorithms.econas import halving as halving
 from jaxnas.algorithms.ectonas import RECOVERY as RECOVERY

@@ -83,12 +83,21 @@ def econas(
       f'{len(promote)} are gone on from, {tuple(promote)}; give one number for '
       'each rung, and one for each but the last.'
     )
-  within = life * econas_slots(promote, mothers)
-  steps = [stages.onward(promote, within)] if any(promote) else []
+  slots = econas_slots(promote, mothers)
+  within = life * slots
+  # Fewer are never in view in part.
+  oldest = first if first > slots else 0
+  steps = []
+  if any(promote):
+    steps = [stages.onward(promote, within, founders=oldest)]
   cycle = combine.chain(
     *steps,
     stages.breed(
-      mutate or jax.vmap(space.mutate), mothers, within, share=share
+      mutate or jax.vmap(space.mutate),
+      mothers,
+      within,
+      founders=oldest,
+      share=share,
     ),
     answer,
   )
@@ -108,6 +117,21 @@ def econas_slots(promote: Sequence[int], mothers: Sequence[int]) -> int:
     28
   """
   return sum(promote) + sum(mothers)
+
+
+def econas_memory(
+  first: int, promote: Sequence[int], mothers: Sequence[int], life: int
+) -> int:
+  """How many of the last slots a generation of `econas` may go on from.
+
+  Example:
+    >>> econas_memory(16, (8, 4), (6, 5, 5), life=9)
+    252
+    >>> econas_memory(50, (8, 4), (6, 5, 5), life=9)
+    274
+  """
+  slots = econas_slots(promote, mothers)
+  return (life - 1) * slots + max(first, slots)
 
 
 def halving(

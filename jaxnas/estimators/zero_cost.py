@@ -106,7 +106,7 @@ def of_network(net: network.Network) -> Subject:
         mean, var = first.mean(axes), first.var(axes)
         return supernet.normalised(first, own, mean, var, epsilon)
       value = call(node, *inputs)
-      return touch(value) if touch and node.op.kind == 'mixing' else value
+      return touch(value) if touch and _weighted(node.op) else value
 
     values = network.walk(spec, visit, x)
     last = [n for n in spec.order if n.op.kind == 'mixing'][-1].inputs[0]
@@ -122,6 +122,11 @@ def of_network(net: network.Network) -> Subject:
   params = net.variables['params']
   ones = jax.tree.map(lambda leaf: jnp.ones((1,) * jnp.ndim(leaf)), params)
   return Subject(params, forward, ones, network.flops(net))
+
+
+def _weighted(op: specs.Op) -> bool:
+  """Whether an op is a convolution or a dense layer."""
+  return op.kind == 'mixing' or isinstance(op, specs.DepthwiseConv)
 
 
 def _kernels(params: Any, used: Any = None) -> list[jax.Array]:
@@ -295,7 +300,8 @@ def _norms(tree):
 
 
 def _jacob_cov(subject, correlation, targets):
-  values = jnp.linalg.eigvalsh(correlation)
+  # Those of equal rows are 0, and by rounding, times their number, below.
+  values = jnp.maximum(jnp.linalg.eigvalsh(correlation), 0)
   return -(jnp.log(values + _JITTER) + 1 / (values + _JITTER)).sum()
 
 
@@ -338,10 +344,12 @@ class Proxy(NamedTuple):
   Attributes:
     source: what it reads.
     score: `score(subject, value of the source, targets) -> ()`.
+    reads: the kind of op that it is about; None for any.
   """
 
   source: str
   score: Callable[[Subject, Any, jax.Array], jax.Array]
+  reads: type[specs.Op] | None = None
 
 
 PROXIES: dict[str, Proxy] = {
@@ -350,9 +358,9 @@ PROXIES: dict[str, Proxy] = {
   'params': Proxy('weights', _counted),
   'flops': Proxy('weights', lambda s, w, y: jnp.asarray(s.flops, jnp.float32)),
   'l2_norm': Proxy('weights', lambda s, w, y: _norms(w)),
-  # Chen et al. 2021 (BN-NAS), of trained networks: at the start all scales are
-  # 1, and it counts norms.
-  'bn_gamma': Proxy('weights', _gamma),
+  # Chen et al. 2021 (BN-NAS), who sum the last norm of each chosen operation of
+  # a trained supernet. This sums all norms; at the start it counts them.
+  'bn_gamma': Proxy('weights', _gamma, specs.BatchNorm),
   # Of the gradient of the loss: norms, |g w| (Lee et al. 2019), and g w.
   'grad_norm': Proxy('gradients', lambda s, g, y: _norms(g)),
   'snip': Proxy(
@@ -365,14 +373,17 @@ PROXIES: dict[str, Proxy] = {
   'grasp': Proxy(
     'curvature', lambda s, h, y: -_total(lambda a, b: a * b, h, s.params)
   ),
-  # Turner et al. 2020, of the outputs of convolutions and the last layer.
+  # Turner et al. 2020, of the outputs of convolutions, depthwise ones too, and
+  # of dense layers.
   'fisher': Proxy('saliency', lambda s, total, y: total),
   # Tanaka et al. 2020, its logarithm. Biases are zero here and not positive,
   # which no weight of a network without biases in convolutions can tell.
   'synflow': Proxy('flow', lambda s, flow, y: flow),
   # Mellor et al.: version 1 (input gradients) and 3 (codes of the ReLUs).
   'jacob_cov': Proxy('correlation', _jacob_cov),
-  'naswot': Proxy('codes', lambda s, k, y: jnp.linalg.slogdet(k)[1]),
+  'naswot': Proxy(
+    'codes', lambda s, k, y: jnp.linalg.slogdet(k)[1], specs.Activation
+  ),
   # Lopes, Alirezazadeh and Alexandre 2021, the form for up to 100 classes.
   'epe_nas': Proxy('correlation', _epe_nas),
   # Lin et al. 2021. Norms count with the variance of the batch, and not with
@@ -393,7 +404,8 @@ def measure(
 
   Returns:
     For each name a scalar; -inf where it is no number, as for networks whose
-    output does not depend on their input.
+    output does not depend on their input, and where it overflows, also to +inf:
+    what cannot be computed of a network promises nothing.
 
   Raises:
     KeyError: for names that are not there.
@@ -517,7 +529,8 @@ def by_proxy(name: str) -> Estimator:
 
   Returns:
     An `Estimator` of moves of any kind, whose data are `(inputs, targets)`,
-    prepared; `score` raises `ValueError` for illegal moves, before any is made.
+    prepared; `score` raises `ValueError` for illegal moves, before any is made,
+    and for a network without the ops that the proxy reads.
 
   Raises:
     KeyError: for a name that is not there.
@@ -535,6 +548,11 @@ def by_proxy(name: str) -> Estimator:
   _known([name])
 
   def score(key, net, moves, thetas, data, state):
+    reads = PROXIES[name].reads
+    if reads and not any(isinstance(n.op, reads) for n in net.spec.nodes):
+      raise ValueError(
+        f'by_proxy: {name} reads {reads.__name__}, and the network has none.'
+      )
     for move in moves:
       morphisms.respec(move, net.spec)
     thetas = heuristics.drawn(key, net, moves, thetas, data, state).thetas

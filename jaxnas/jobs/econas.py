@@ -1,9 +1,10 @@
-"""Ladders of real training beside each other, at equal training examples.
+"""Ladders of real training beside each other, at equal cost a generation.
 
 An arm is made from plain settings; each trains genotypes of one space at a low
 fidelity, and its best are trained again at a high one.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,7 +34,9 @@ from jaxnas.jobs.job import write_results
 from jaxnas.jobs.settings import (
   Settings,
   check,
+  check_ladder,
   make_task,
+  naming,
   one_of,
   resolve,
   several_of,
@@ -117,6 +120,7 @@ def ladder(settings: Settings) -> Ladder:
       '--config.ladder.promote must be above 0, and some of '
       f'--config.ladder.mothers, got {promote} and {mothers}.'
     )
+  check_ladder(promote, mothers)
   whole = fidelity.parse(settings['fidelity']).epochs
   epochs, rest = divmod(whole, len(mothers))
   if rest:
@@ -137,6 +141,7 @@ class Kind(NamedTuple):
     mutation: makes children of mothers.
     text: a genotype for people.
     data: whether its networks are one program.
+    multiple: of what number their channels must be multiples.
   """
 
   space: ArraySpace
@@ -144,16 +149,19 @@ class Kind(NamedTuple):
   mutation: Mutation
   text: Callable[[np.ndarray], str]
   data: bool
+  multiple: int
 
 
 def make_net(settings: Settings, task: Task, setting: str) -> supernet.Supernet:
   """The networks of NAS-Bench-201 for a task, as wide as a fidelity says."""
-  return _net(*_size(settings, setting, 1), task.outputs, task.shape)
+  return _net(*_size(settings, setting), task.outputs, task.shape)
 
 
-def _size(settings: Settings, setting: str, multiple: int) -> tuple[int, int]:
-  held, index = settings['cells'], fidelity.parse(setting).channels
-  return fidelity.reduced(held['channels'], index, multiple), held['repeats']
+def _size(settings: Settings, setting: str) -> tuple[int, int]:
+  multiple = KINDS[settings['space']]().multiple
+  held, own = settings['cells'], fidelity.parse(setting)
+  channels = fidelity.left(own, 'channels', held['channels'], multiple)
+  return channels, held['repeats']
 
 
 # Equal arguments give the same functions, so that arms share their programs.
@@ -169,7 +177,7 @@ def _as_data(settings, task, setting, tx, **how) -> Trainer:
 
 
 def _unrolled(settings, task, setting, tx, **how) -> Trainer:
-  channels, layers = _size(settings, setting, 2)
+  channels, layers = _size(settings, setting)
 
   def spec(genotype):
     return spaces.cell_networks.darts(
@@ -187,7 +195,7 @@ def _unrolled(settings, task, setting, tx, **how) -> Trainer:
 def _nas_bench_201() -> Kind:
   space = spaces.nas_bench_201.space()
   mutation = jax.vmap(space.mutate)
-  return Kind(space, _as_data, mutation, spaces.nas_bench_201.text, True)
+  return Kind(space, _as_data, mutation, spaces.nas_bench_201.text, True, 1)
 
 
 def _econas_cells() -> Kind:
@@ -199,6 +207,7 @@ def _econas_cells() -> Kind:
     mutation,
     lambda genotype: '-'.join(map(str, genotype)),
     False,
+    2,
   )
 
 
@@ -245,7 +254,8 @@ class Setting(NamedTuple):
 
   def answer(self, epochs: int, rungs: int, remember: int, inherit=False):
     """A stage that trains a rung of which `rungs` make `epochs` epochs."""
-    held = fidelity.parse(self.settings['fidelity'])._replace(epochs=epochs)
+    held = fidelity.parse(self.settings['fidelity'])
+    held = dataclasses.replace(held, epochs=epochs)
     rate = self.settings['optimizer']['learning_rate']
     trainer = make_trainer(self.settings, self.task, str(held), rate, rungs)
     heir = {'heir': trainer.heir} if inherit else {}
@@ -254,7 +264,9 @@ class Setting(NamedTuple):
 
 def _climbing(setting: Setting, inherit=False, mutation=None) -> Arm:
   held, own = ladder(setting.settings), setting.settings['ladder']
-  remember = own['life'] * held.segments
+  remember = algorithms.econas_memory(
+    held.first, held.promote, held.mothers, own['life']
+  )
   answer = setting.answer(
     held.rungs * held.epochs, held.rungs, remember, inherit
   )
@@ -382,30 +394,25 @@ def refuse(settings: Settings) -> None:
   check(settings, RULES)
   arms = several_of('ladder.arms', settings['ladder']['arms'], ARMS)
   one_of('space', settings['space'], KINDS)
-  if 'screened' in arms and not KINDS[settings['space']]().data:
+  kind = KINDS[settings['space']]()
+  if 'screened' in arms and not kind.data:
     raise ValueError(
       '--config.ladder.arms: screened needs a space whose networks are one '
       f'program, nas_bench_201, and --config.space={settings["space"]!r} has '
       'one for each.'
     )
-  for flag, held in (
-    ('fidelity', settings['fidelity']),
-    ('retrain.fidelity', settings['retrain']['fidelity']),
-  ):
-    try:
-      fidelity.parse(held)
-    except ValueError as error:
-      raise ValueError(f'--config.{flag}: {error}') from None
+  channels, multiple = settings['cells']['channels'], kind.multiple
+  if channels % multiple:
+    raise ValueError(
+      f'--config.cells.channels must be a multiple of {multiple} for '
+      f'--config.space={settings["space"]!r}, got {channels}.'
+    )
+  for flag, text in _fidelities(settings).items():
+    with naming(flag):
+      _size(settings, text)
   held = ladder(settings)
   if 'flat' in arms:
     flat_epochs(held)
-  if 'halving' in arms and list(held.promote) != sorted(
-    (min(p, sum(held.mothers)) for p in held.promote), reverse=True
-  ):
-    raise ValueError(
-      f'--config.ladder.promote must not grow for the arm halving, nor exceed '
-      f'the {sum(held.mothers)} children of a generation; got {held.promote}.'
-    )
   proxy = settings['ladder']['proxy']
   if 'screened' in arms and proxy not in zero_cost.PROXIES:
     raise ValueError(
@@ -423,13 +430,13 @@ def econas(
   """Climbs ladders of real training, and trains what is found again.
 
   The arms that `ladder.arms` names search the cells of `space` on one task at
-  `fidelity`, at equal training examples: `econas`; `flat`, the same
-  evolution without a ladder; `halving`; `random`; `inherited`, whose children
-  begin with their mothers' weights; `screened`, whose children are the best of
-  a brood by a zero-cost proxy. The `retrain.best` of each by its own scores are
-  trained from fresh weights at `retrain.fidelity`, of which the best on the
-  validation split is the arm's answer. Resumes wherever `folder` says the job
-  is.
+  `fidelity`, at equal training examples a generation (`random` in all, and a
+  ladder has fewer in its first ones): `econas`; `flat`, the same evolution
+  without a ladder; `halving`; `random`; `inherited`, whose children begin with
+  their mothers' weights; `screened`, whose children are the best of a brood by
+  a zero-cost proxy. The `retrain.best` of each by its own scores are trained
+  from fresh weights at `retrain.fidelity`, of which the best on the validation
+  split is the arm's answer. Resumes wherever `folder` says the job is.
 
   Args:
     config: settings, as `configs/econas_digits.py` returns them.
@@ -453,8 +460,8 @@ def econas(
   whole = make_task(settings)
   key = jax.random.key(settings['seed'])
   small, large = (
-    _reduced(whole, text, key)
-    for text in (settings['fidelity'], settings['retrain']['fidelity'])
+    _reduced(whole, flag, text, key)
+    for flag, text in _fidelities(settings).items()
   )
   path = workdir.claim(folder, settings)
   console.print(
@@ -487,11 +494,18 @@ def econas(
   return summary
 
 
-def _reduced(task: Task, text: str, key: Key) -> Task:
-  held = fidelity.parse(text)
-  return fidelity.reduce(
-    task, held, network.named_key(key, 'subset'), multiple=_SIDES
-  )
+def _fidelities(settings: Settings) -> dict[str, str]:
+  """That of the search and that of retraining, by their flags."""
+  return {
+    'fidelity': settings['fidelity'],
+    'retrain.fidelity': settings['retrain']['fidelity'],
+  }
+
+
+def _reduced(task: Task, flag: str, text: str, key: Key) -> Task:
+  own, subset = fidelity.parse(text), network.named_key(key, 'subset')
+  with naming(flag):
+    return fidelity.reduce(task, own, subset, multiple=_SIDES)
 
 
 def _searched(setting: Setting, name: str, path, show) -> Trials:

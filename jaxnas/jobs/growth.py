@@ -64,6 +64,10 @@ def _first_order(grow: Settings, task: Task) -> Estimator:
   )
 
 
+def _proxy(name: str) -> Callable[[Settings, Task], Estimator]:
+  return lambda grow, task: estimators.by_proxy(name)
+
+
 JUDGES: dict[str, Callable[[Settings, Task], Estimator]] = {
   'gauss_newton': _gauss_newton,
   'first_order': _first_order,
@@ -72,6 +76,7 @@ JUDGES: dict[str, Callable[[Settings, Task], Estimator]] = {
   'mean_activation': lambda grow, task: estimators.mean_activation(),
   'random': lambda grow, task: estimators.random(),
   'brute_force': lambda grow, task: estimators.brute_force(loss=task.loss),
+  **{name: _proxy(name) for name in estimators.PROXIES},
 }
 
 MOVES: dict[str, Callable[[Settings], stages.Moves]] = {
@@ -102,6 +107,11 @@ def check_growth(settings: Settings) -> None:
       f'{grow["ratio"]}.'
     )
   one_of('growth.judge', grow['judge'], JUDGES)
+  if grow['judge'] == 'bn_gamma' and settings['net']['name'] == 'mlp':
+    raise ValueError(
+      "--config.growth.judge: 'bn_gamma' reads batch norms, of which "
+      "--config.net.name='mlp' has none."
+    )
   one_of('growth.rule', grow['rule'], RULES)
   for move in grow['moves'].split('-'):
     one_of('growth.moves', move, MOVES)

@@ -84,8 +84,6 @@ _LEAST = {
 }
 # Two trainings have equally many steps where they differ by no more than this.
 _EQUAL = 0.05
-# By what factor a size may differ from what its index says: half a step.
-_OFF = 2**0.25
 # The reference again, from other weights: what no proxy need be better than.
 AGAIN = 'again'
 CHANNELS = 'channels against resolution'
@@ -489,25 +487,10 @@ def sized(settings: Settings, task: Task, own: Fidelity) -> Size:
 examples=384)
   """
   choice = SPACES[settings['space']]
-
-  def left(what: str, full: int, index: int, multiple: int = 1) -> int:
-    if not index:
-      return full
-    exact = full / 2 ** (index / 2)
-    found = fidelity.reduced(full, index, multiple)
-    if not 1 / _OFF <= found / exact <= _OFF:
-      raise ValueError(
-        f'{own}: {full} {what} cut by index {index} would be {exact:.3g}, and '
-        f'the nearest that there can be is {found}; take another index.'
-      )
-    return found
-
-  channels = left('channels', settings['channels'], own.channels, choice.widths)
-  rows, columns, depth = task.shape
-  sides = (
-    left('pixels', n, own.resolution, choice.sides) for n in (rows, columns)
-  )
-  samples = left('samples', len(task.train.targets), own.samples)
+  channels = fidelity.left(own, 'channels', settings['channels'], choice.widths)
+  *sides, depth = task.shape
+  sides = (fidelity.left(own, 'resolution', n, choice.sides) for n in sides)
+  samples = fidelity.left(own, 'samples', len(task.train.targets))
   batch = settings['batch']
   if samples < batch:
     raise ValueError(
@@ -847,11 +830,12 @@ def comparable(
       for own in (a, b)
     )
     swapped = first == second[::-1] and a.channels > b.channels
-    if swapped and a[2:] == b[2:]:
+    rest = [(own.samples, own.epochs) for own in (a, b)]
+    if swapped and rest[0] == rest[1]:
       found.append(Pair(CHANNELS, one, other))
     steps = sizes[one].steps, sizes[other].steps
     close = abs(steps[0] - steps[1]) <= _EQUAL * max(steps)
-    if a[:2] == b[:2] and a.samples < b.samples and close:
+    if first == second and a.samples < b.samples and close:
       found.append(Pair(SAMPLES, one, other))
   return sorted(found, key=lambda pair: pair.question)
 

@@ -1,7 +1,8 @@
 """Settings of a run: what they may be, and what they name."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -79,6 +80,52 @@ def check(settings: Settings, rules: Mapping[str, Any]) -> None:
       raise ValueError(
         f'--config.{name} must be at most {high}, got {value!r}.'
       )
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+  """Puts the flag before the message of a ValueError.
+
+  Example:
+    >>> with naming('fidelity'):
+    ...   raise ValueError('no epochs.')
+    Traceback (most recent call last):
+      ...
+    ValueError: --config.fidelity: no epochs.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'--config.{flag}: {error}') from None
+
+
+def check_ladder(promote: Sequence[int], mothers: Sequence[int]) -> None:
+  """Refuses a ladder on which more are to go on than come to a rung.
+
+  In the long run no more go on from a rung than came to it, children to the
+  first; the places of others would stay empty, and arms cost unlike.
+
+  Args:
+    promote: how many are to go on from rung 1, 2, ...
+    mothers: of each rung, with a child each.
+
+  Raises:
+    ValueError: naming the flag, what it is and what is legal.
+
+  Example:
+    >>> check_ladder((8, 4), (6, 5, 5))
+    >>> check_ladder((8, 4), (2, 1, 1))
+    Traceback (most recent call last):
+      ...
+    ValueError: --config.ladder.promote must not grow from rung to rung, nor \
+exceed the 4 children of --config.ladder.mothers; got (8, 4).
+  """
+  counts = [sum(mothers), *promote]
+  if counts != sorted(counts, reverse=True):
+    raise ValueError(
+      '--config.ladder.promote must not grow from rung to rung, nor exceed the '
+      f'{counts[0]} children of --config.ladder.mothers; got {promote}.'
+    )
 
 
 def make_task(settings: Settings) -> Task:

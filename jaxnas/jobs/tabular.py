@@ -7,6 +7,7 @@ than because it searched.
 
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -30,7 +31,15 @@ from jaxnas.algorithms.local_search import slots as local_slots
 from jaxnas.base import Stage, Table, Trials
 from jaxnas.jobs.evolution import numbers
 from jaxnas.jobs.job import write_results
-from jaxnas.jobs.settings import Settings, check, one_of, resolve, several_of
+from jaxnas.jobs.settings import (
+  Settings,
+  check,
+  check_ladder,
+  naming,
+  one_of,
+  resolve,
+  several_of,
+)
 from jaxnas.stages import trials
 
 # (low, high) of each setting.
@@ -64,6 +73,8 @@ LADDER = {
   'promote': '2',
   'mothers': '8-8',
 }
+# Of columns that say after how many epochs they were measured.
+_EPOCHS = re.compile(r'(?<![a-z])ep(\d+)')
 # Points of a curve.
 _GRID = 200
 # Of the two objectives of fronts: no accuracy at all, and half as much again as
@@ -465,12 +476,22 @@ def _refuse_ladder(settings: Settings) -> None:
   held = _laddered(settings)
   check(held, {'ladder.first': (1, None)})
   rungs = len(_each(held['ladder']['signals'], ','))
-  for name, wanted in (('promote', rungs - 1), ('mothers', rungs)):
-    found = numbers(held, f'ladder.{name}')
-    if len(found) != wanted or not sum(found):
+  wanted = {'promote': rungs - 1, 'mothers': rungs}
+  counts = {name: numbers(held, f'ladder.{name}') for name in wanted}
+  for name, found in counts.items():
+    if len(found) != wanted[name] or not sum(found):
       raise ValueError(
-        f'--config.ladder.{name} must be {wanted} numbers, some above 0, for '
-        f'the {rungs} rungs of --config.ladder.signals; got {found}.'
+        f'--config.ladder.{name} must be {wanted[name]} numbers, some above 0, '
+        f'for the {rungs} rungs of --config.ladder.signals; got {found}.'
+      )
+  check_ladder(**counts)
+  for name in ('signals', 'costs'):
+    columns = held['ladder'][name]
+    epochs = [int(number) for number in _EPOCHS.findall(columns)]
+    if epochs != sorted(epochs):
+      raise ValueError(
+        f'--config.ladder.{name} must be the columns of the rungs in their '
+        f'order, the shortest training first, got {columns!r}.'
       )
   if len(_each(held['ladder']['costs'], ',')) not in (0, rungs):
     raise ValueError(
@@ -484,7 +505,8 @@ def read(settings: Settings) -> Table:
 
   Raises:
     FileNotFoundError: for a missing file.
-    ValueError: for a file that is no table, or lacks a column.
+    ValueError: for a file that is no table, or lacks a column, and for a
+      ladder whose rungs would be paid back.
   """
   held = settings['tabular']
   table = spaces.load(settings['table'], *_each(settings['more'], ','))
@@ -502,6 +524,8 @@ def read(settings: Settings) -> Table:
     for name in ('signals', 'costs'):
       for column in _each(_laddered(settings)['ladder'][name], ','):
         _refuse_column(table, f'ladder.{name}', column)
+    with naming('ladder.costs'):
+      _rungs(settings, table, slice(None))
   if 'eeea' in held['arms'].split('-') and 'params' not in table.columns:
     raise ValueError(
       '--config.tabular.arms: eeea needs the column params, which the table of '

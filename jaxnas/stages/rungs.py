@@ -55,12 +55,14 @@ class Live(NamedTuple):
   slot: jax.Array
 
 
-def live(held: Trials, within: int) -> Live:
+def live(held: Trials, within: int, founders: int = 0) -> Live:
   """The trials of the last slots from which none has gone on.
 
   Args:
     held: trials with the metrics `RUNGS`.
-    within: W, how many of the last slots; all, if there are fewer.
+    within: how many of the last slots; all, if there are fewer.
+    founders: the first slots, which are of one age: all of them are seen where
+      any is. With these W is at most `within + founders`.
 
   Raises:
     ValueError: for trials without these metrics.
@@ -78,14 +80,16 @@ def live(held: Trials, within: int) -> Live:
       f'the trials do not know their {", ".join(missing)}; begin with '
       'trials.start(..., metrics=stages.RUNGS).'
     )
-  within = min(within, held.index.shape[0])
-  at = jnp.maximum(jnp.asarray(held.count) - within, 0)
+  width = min(within + founders, held.index.shape[0])
+  oldest = jnp.asarray(held.count) - within
+  oldest = jnp.where(oldest < founders, 0, oldest)
+  at = jnp.maximum(jnp.asarray(held.count) - width, 0)
 
   def last(values):
-    return jax.lax.dynamic_slice_in_dim(values, at, within)
+    return jax.lax.dynamic_slice_in_dim(values, at, width)
 
-  slot = at + jnp.arange(within)
-  asked = (last(held.index) >= 0) & (slot < held.count)
+  slot = at + jnp.arange(width)
+  asked = (last(held.index) >= 0) & (slot < held.count) & (slot >= oldest)
   rung = last(held.metrics['rung'])
   source = jnp.where(asked & (rung > 1), last(held.metrics['source']), -1)
   gone = (source[None] == slot[:, None]).any(axis=1)
@@ -98,7 +102,7 @@ def live(held: Trials, within: int) -> Live:
   )
 
 
-def onward(counts: Sequence[int], within: int) -> Stage:
+def onward(counts: Sequence[int], within: int, *, founders: int = 0) -> Stage:
   """Puts the best of each rung in `pending`, to go on from where they are.
 
   Those that are not there, and those without a number, leave their places
@@ -107,6 +111,7 @@ def onward(counts: Sequence[int], within: int) -> Stage:
   Args:
     counts: how many of rung 1, 2, ...
     within: of how many of the last slots.
+    founders: the first slots, of one age, see `live`.
 
   Raises:
     ValueError: for negative counts, and for none.
@@ -115,7 +120,7 @@ def onward(counts: Sequence[int], within: int) -> Stage:
 
   def update(key: Key, held: Trials) -> Trials:
     del key
-    seen = live(held, within)
+    seen = live(held, within, founders)
     for rung, count in enumerate(counts, start=1):
       if not count:
         continue
@@ -132,6 +137,7 @@ def breed(
   counts: Sequence[int],
   within: int,
   *,
+  founders: int = 0,
   share: float = 0.25,
 ) -> Stage:
   """Puts children of the winners of tournaments on each rung in `pending`.
@@ -145,6 +151,7 @@ def breed(
     mutate: makes a child of each mother, such as `jax.vmap(space.mutate)`.
     counts: mothers of rung 1, 2, ..., each of a tournament and one child.
     within: of how many of the last slots.
+    founders: the first slots, of one age, see `live`.
     share: of a rung that enters a tournament, beyond the first.
 
   Raises:
@@ -155,7 +162,7 @@ def breed(
     raise ValueError(f'breed: share must be in [0, 1], got {share!r}.')
 
   def update(key: Key, held: Trials) -> Trials:
-    seen = live(held, within)
+    seen = live(held, within, founders)
     most = math.floor(share * seen.slot.shape[0]) + 1
     for rung, count in enumerate(counts, start=1):
       if not count:
@@ -319,12 +326,13 @@ def by_rung(
     table: the measurements.
     signals: the column of each rung, the cheapest first, of which more is
       better. Nothing is said above the last: NaN.
-    costs: the columns of what it takes to get there from the start; () for
-      none.
+    costs: the columns of what it takes to get there from the start, which do
+      not fall from rung to rung; () for none.
 
   Raises:
     KeyError, ValueError: for columns that cannot be used.
-    ValueError: for no signals, or other numbers of costs than of signals.
+    ValueError: for no signals, other numbers of costs than of signals, and
+      costs by which a rung would be paid back.
 
   Example:
     >>> from jaxnas import base, spaces
@@ -344,6 +352,12 @@ def by_rung(
   if costs:
     until = jnp.stack([tables.column(table, name) for name in costs])
     paid = jnp.diff(until, axis=0, prepend=0.0)
+    fall = int((paid < 0).any(axis=0).sum())
+    if fall:
+      raise ValueError(
+        f'by_rung: the costs {list(costs)} are from the start to each rung and '
+        f'must not fall from one to the next, as those of {fall} networks do.'
+      )
 
   def score(key, genotype, index, rung):
     del key, genotype
