@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import warnings
 
 import flax.serialization
 import jax
@@ -10,7 +11,7 @@ import pytest
 import rich.console
 
 from configs import pbt_nas_teacher
-from jaxnas import draw, jobs, workdir
+from jaxnas import combine, draw, jobs, report, workdir
 
 SMALL = {'size': 8, 'steps': 2, 'arms': 'pbt_nas-random'}
 
@@ -97,6 +98,49 @@ def test_a_job_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert one.read_bytes() == other.read_bytes()
   with pytest.raises(ValueError, match='seed'):
     run(stopped, seed=1)
+
+
+def test_the_best_arm_is_chosen_without_the_test(tmp_path, monkeypatch):
+  module = importlib.import_module('jaxnas.jobs.members')
+  toy, train = module.SUBJECTS['plain_toy'], module.ARMS['random']
+
+  def reversed_in_test(settings, key):
+    subject = toy(settings, key)
+
+    def make(steps):
+      learner = subject.make(steps)
+
+      def test(key, member, data):
+        return {'fitness': -learner.measure(key, member, data)['fitness']}
+
+      return learner._replace(test=test)
+
+    return subject._replace(make=make)
+
+  def diverging(settings, subject, learner):
+    lost = combine.stage(
+      lambda key, members: members._replace(
+        metrics=jax.tree.map(lambda leaf: leaf * math.nan, members.metrics)
+      )
+    )
+    return combine.chain(train(settings, subject, learner), lost)
+
+  monkeypatch.setitem(module.SUBJECTS, 'plain_toy', reversed_in_test)
+  monkeypatch.setitem(module.ARMS, 'epbt', diverging)
+  monkeypatch.setattr(report, 'html', lambda path: None)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', RuntimeWarning)  # The median of nothing.
+    summary = run(
+      tmp_path, learner='plain_toy', arms='epbt-pbt-random', generations=2
+    )
+  rows = summary['arms']
+  assert math.isnan(rows['epbt']['valid_fitness'])
+  assert math.isfinite(rows.pop('epbt')['fitness'])
+  valid = {arm: row['valid_fitness'] for arm, row in rows.items()}
+  assert summary['best'] == max(valid, key=valid.get)
+  # The control: by what is measured in the test it were the other.
+  assert summary['best'] == min(rows, key=lambda arm: rows[arm]['fitness'])
+  assert len(set(valid.values())) == 2
 
 
 @pytest.mark.parametrize(

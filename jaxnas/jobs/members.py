@@ -231,9 +231,10 @@ def members(
 
   Returns:
     What is written to `summary.json`: for each arm under `arms` what its best
-    member by fitness measures in the learner's `test`, the population's median
-    fitness, and what it spent; and `best`, the arm whose member is in the
-    folder `best`.
+    member by fitness measures in the learner's `test`, `valid_fitness`, the
+    fitness it was chosen by, the population's median fitness, and what it
+    spent; and `best`, the arm of the most `valid_fitness`, whose member is in
+    the folder `best`.
 
   Raises:
     ValueError: for illegal settings, before anything is computed, and for a
@@ -272,9 +273,11 @@ def members(
       )
       last = workdir.conduct(path, search, settings=settings, report=show)
       greedy = _parts(held['size'])[0] if arm == 'fire' else None
-      found[arm] = _member(last, stages.champion(last, first=greedy))
-      rows[arm] = _row(learner, key, last, found[arm])
-  best = max(rows, key=lambda arm: rows[arm]['fitness'])
+      place = stages.champion(last, first=greedy)
+      found[arm] = _member(last, place)
+      rows[arm] = _row(learner, key, last, place, found[arm])
+  valid = np.array([row['valid_fitness'] for row in rows.values()])
+  best = list(rows)[selection.order(valid)[0]]
   workdir.save_member(path / 'best', found[best], learner.genes)
   summary = {'arms': rows, 'best': best}
   write_results(path, summary)
@@ -287,13 +290,16 @@ def _member(population: Members, place: int):
   return jax.tree.map(lambda leaf: np.asarray(leaf[place]), population.member)
 
 
-def _row(learner: Learner, key: Key, population: Members, best) -> dict:
+def _row(
+  learner: Learner, key: Key, population: Members, place: int, best
+) -> dict:
   """What the best member measures where nothing is selected, and the cost."""
   own = network.named_key(key, 'test')
   tested = programs.jit(learner.test)(own, best, learner.data)
   spent = population.spent
   return {
     **{name: float(value) for name, value in tested.items() if not value.ndim},
+    'valid_fitness': float(population.metrics['fitness'][place]),
     'median_fitness': float(np.nanmedian(population.metrics['fitness'])),
     'examples': spent.examples,
     'compilations': spent.compilations,
