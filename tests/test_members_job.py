@@ -149,7 +149,15 @@ def test_the_best_arm_is_chosen_without_the_test(tmp_path, monkeypatch):
     ({'learner': 'student'}, 'members.learner must be one of teacher, gan'),
     ({'arms': 'pbt_nas-gradient'}, "must be of pbt_nas.*'pbt_nas-gradient'"),
     ({'size': 7}, 'members.size must be at least 8'),
-    ({'fraction': 0.7}, 'members.fraction must be at most 0.5, got 0.7'),
+    ({'fraction': 0.7}, 'fraction must be above 0 and at most 0.5, got 0.7'),
+    (
+      {'fraction': 0},
+      'members.fraction must be above 0 and at most 0.5, got 0',
+    ),
+    (
+      {'arms': 'fire', 'steps': 10, 'size': 4, 'fraction': 0.5},
+      'members.size must be at least 5 for the arm fire',
+    ),
     ({'arms': 'pbt'}, 'pbt changes hyper-parameters, of which'),
     (
       {'learner': 'plain_toy', 'arms': 'mutation'},

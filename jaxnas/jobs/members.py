@@ -38,7 +38,6 @@ RULES = {
   'generations': (1, None),
   'members.size': (2, None),
   'members.steps': (1, None),
-  'members.fraction': (0, 0.5),
   'members.probability': (0, 1),
   'members.keep': (0, None),
   'members.noise': (0, None),
@@ -179,17 +178,32 @@ def refuse(settings: Settings) -> None:
   held = settings['members']
   one_of('members.learner', held['learner'], SUBJECTS)
   one_of('members.environment', held['environment'], tasks.control.ENVIRONMENTS)
-  if 'fire' in _arms(settings) and held['steps'] % _POINTS:
+  if not 0 < held['fraction'] <= 0.5:
     raise ValueError(
-      f'--config.members.steps must be a multiple of {_POINTS} for the arm '
-      f'fire, which measures as often in a generation; got {held["steps"]}.'
+      '--config.members.fraction must be above 0 and at most 0.5, got '
+      f'{held["fraction"]!r}.'
     )
-  least = 2 if held['fraction'] == 0 else int(np.ceil(2 / held['fraction']))
+  if 'fire' in _arms(settings):
+    _refuse_fire(held)
+  least = int(np.ceil(2 / held['fraction']))
   if held['size'] < least:
     raise ValueError(
       f'--config.members.size must be at least {least}, so that a part of '
       f'--config.members.fraction={held["fraction"]} has two parents; got '
       f'{held["size"]}.'
+    )
+
+
+def _refuse_fire(held: Settings) -> None:
+  if held['steps'] % _POINTS:
+    raise ValueError(
+      f'--config.members.steps must be a multiple of {_POINTS} for the arm '
+      f'fire, which measures as often in a generation; got {held["steps"]}.'
+    )
+  if min(_parts(held['size'])[:2]) < 2:
+    raise ValueError(
+      '--config.members.size must be at least 5 for the arm fire, whose '
+      f'populations have two members or more; got {held["size"]}.'
     )
 
 
