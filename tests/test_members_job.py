@@ -1,5 +1,6 @@
 """Jobs of array populations: whole, killed, refused, and drawn."""
 
+import functools
 import importlib
 import json
 import math
@@ -126,16 +127,15 @@ def test_the_best_arm_is_chosen_without_the_test(tmp_path, monkeypatch):
     return combine.chain(train(settings, subject, learner), lost)
 
   monkeypatch.setitem(module.SUBJECTS, 'plain_toy', reversed_in_test)
-  monkeypatch.setitem(module.ARMS, 'epbt', diverging)
+  monkeypatch.setitem(module.ARMS, 'fire', diverging)
   monkeypatch.setattr(report, 'html', lambda path: None)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', RuntimeWarning)  # The median of nothing.
-    summary = run(
-      tmp_path, learner='plain_toy', arms='epbt-pbt-random', generations=2
-    )
+    changes = {'steps': 10, 'generations': 2, 'arms': 'fire-pbt-random'}
+    summary = run(tmp_path, learner='plain_toy', **changes)
   rows = summary['arms']
-  assert math.isnan(rows['epbt']['valid_fitness'])
-  assert math.isfinite(rows.pop('epbt')['fitness'])
+  assert math.isnan(rows['fire']['valid_fitness'])
+  assert math.isfinite(rows.pop('fire')['fitness'])
   valid = {arm: row['valid_fitness'] for arm, row in rows.items()}
   assert summary['best'] == max(valid, key=valid.get)
   # The control: by what is measured in the test it were the other.
@@ -163,6 +163,10 @@ def test_the_best_arm_is_chosen_without_the_test(tmp_path, monkeypatch):
       {'learner': 'plain_toy', 'arms': 'mutation'},
       'mutation changes genes, of which',
     ),
+    (
+      {'learner': 'control', 'arms': 'random-epbt'},
+      'epbt selects by the metric behaviour, which the learner .control. does',
+    ),
     ({'arms': 'fire', 'learner': 'plain_toy'}, 'steps must be a multiple'),
     ({'environment': 'moon'}, 'members.environment must be one of pendulum'),
   ],
@@ -173,6 +177,29 @@ def test_illegal_settings_are_refused_before_the_folder_is_made(
   with pytest.raises(ValueError, match=message):
     run(tmp_path / 'run', **changes)
   assert not (tmp_path / 'run').exists()
+
+
+def test_settings_are_drawn_for_the_arms_that_change_them():
+  module = importlib.import_module('jaxnas.jobs.members')
+  held = settings(learner='control', arms='pbt-fire-random')
+  subject = module.SUBJECTS['control'](held, None)
+  learner = subject.make(1)
+  module._suited(held, subject, learner)
+  names = {}
+  for arm in ('pbt', 'fire', 'random', 'pbt_nas'):
+    first = functools.partial(module._started, held, subject, learner, arm)
+    names[arm] = set(jax.eval_shape(first).member.hyper)
+  assert names['pbt'] == names['fire'] == {'rate', 'entropy'}
+  assert names['random'] == names['pbt_nas'] == set()
+
+
+@pytest.mark.slow
+def test_pbt_is_an_arm_of_learners_whose_settings_have_defaults(tmp_path):
+  run(tmp_path, learner='control', arms='pbt-random', steps=1, generations=1)
+  first = {row['search']: row['population'] for row in lines(tmp_path)}
+  assert first['pbt']['genes'] == first['random']['genes']
+  assert len(set(first['pbt']['hyper/rate'])) == 8
+  assert 'hyper/rate' not in first['random']
 
 
 def test_a_member_that_diverged_is_written_as_null():

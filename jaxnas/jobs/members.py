@@ -49,7 +49,9 @@ class Subject(NamedTuple):
 
   Attributes:
     make: `make(steps) -> learner`, one whose round has so many steps.
-    start: hyper-parameters of the first members.
+    start: hyper-parameters of the first members of all arms. Where there are
+      none, arms that change some draw them from `ranges`, and members of the
+      others have those of the learner.
     ranges: in which they are kept.
   """
 
@@ -66,13 +68,23 @@ def _teacher(settings: Settings, key: Key) -> Subject:
 def _gan(settings: Settings, key: Key) -> Subject:
   task = make_task(settings)
   make = learners.gan if task.name == 'digits' else learners.conv_gan
-  return Subject(lambda steps: make(key, task, steps=steps))
+  ranges = {
+    'generator_rate': mixing.Prior(5e-5, 5e-3),
+    'discriminator_rate': mixing.Prior(5e-5, 5e-3),
+  }
+  return Subject(lambda steps: make(key, task, steps=steps), ranges=ranges)
 
 
 def _control(settings: Settings, key: Key) -> Subject:
   del key
   make = tasks.control.ENVIRONMENTS[settings['members']['environment']]
-  return Subject(lambda steps: learners.ppo(make(), updates=steps))
+  ranges = {
+    'rate': mixing.Prior(2e-4, 2e-2),
+    'entropy': mixing.Prior(1e-3, 1e-1),
+  }
+  return Subject(
+    lambda steps: learners.ppo(make(), updates=steps), ranges=ranges
+  )
 
 
 _RATE = {'learning_rate': mixing.Prior(1e-4, 3e-2)}
@@ -225,6 +237,29 @@ def _suited(settings: Settings, subject: Subject, learner: Learner) -> None:
           f'--config.members.arms: {arm} changes {what}, of which the learner '
           f'{held["learner"]!r} has none.'
         )
+    if arm == 'epbt' and 'behaviour' not in _metrics(learner):
+      raise ValueError(
+        '--config.members.arms: epbt selects by the metric behaviour, which '
+        f'the learner {held["learner"]!r} does not measure.'
+      )
+
+
+def _metrics(learner: Learner) -> tuple[str, ...]:
+  """The names of what a learner measures; nothing is computed."""
+  found = jax.eval_shape(
+    lambda key: stages.members(key, learner, 1).metrics, jax.random.key(0)
+  )
+  return tuple(found)
+
+
+def _started(
+  settings: Settings, subject: Subject, learner: Learner, arm: str
+) -> Members:
+  """The first population, the same for all arms but for hyper-parameters."""
+  key = network.named_key(jax.random.key(settings['seed']), 'members')
+  own = subject.ranges if arm in _NEED_HYPER else {}
+  size = settings['members']['size']
+  return stages.members(key, learner, size, subject.start or own)
 
 
 def members(
@@ -235,8 +270,9 @@ def members(
 ) -> dict[str, Any]:
   """Trains array populations by the arms that `members.arms` names.
 
-  All start from the same members and see as many examples. Resumes wherever
-  `folder` says the job is.
+  All start from the same members, as far as their genes and weights go (see
+  `Subject.start`), and see as many examples. Resumes wherever `folder` says the
+  job is.
 
   Args:
     config: settings, as `configs/pbt_nas_teacher.py` returns them.
@@ -272,9 +308,6 @@ def members(
     f'{path}',
     highlight=False,
   )
-  start = stages.members(
-    network.named_key(key, 'members'), learner, held['size'], subject.start
-  )
   rows, found = {}, {}
   with report.progress(console) as show:
     for arm in _arms(settings):
@@ -282,7 +315,7 @@ def members(
         arm,
         network.named_key(key, 'search'),
         ARMS[arm](settings, subject, learner),
-        start,
+        _started(settings, subject, learner, arm),
         settings['generations'],
       )
       last = workdir.conduct(path, search, settings=settings, report=show)
