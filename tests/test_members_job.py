@@ -160,6 +160,10 @@ def test_the_best_arm_is_chosen_without_the_test(tmp_path, monkeypatch):
     ),
     ({'arms': 'pbt'}, 'pbt changes hyper-parameters, of which'),
     (
+      {'arms': 'preserving'},
+      'preserving changes slots that can grow, of which the learner .teacher.',
+    ),
+    (
       {'learner': 'plain_toy', 'arms': 'mutation'},
       'mutation changes genes, of which',
     ),
@@ -191,6 +195,23 @@ def test_settings_are_drawn_for_the_arms_that_change_them():
     names[arm] = set(jax.eval_shape(first).member.hyper)
   assert names['pbt'] == names['fire'] == {'rate', 'entropy'}
   assert names['random'] == names['pbt_nas'] == set()
+
+
+@pytest.mark.slow
+def test_children_that_preserve_the_function_are_an_arm(tmp_path):
+  few = {'learner': 'control', 'steps': 1, 'fraction': 0.5}
+  run(tmp_path, arms='preserving', generations=2, **few)
+  one, two = (row['population'] for row in lines(tmp_path))
+  assert one['genes'] != two['genes']
+  # Of slots alone: what else a child has is its parent's.
+  names = json.loads((tmp_path / 'best' / 'genotype.json').read_text())
+  names = list(names['values'])
+  for genes, (parent, other) in zip(two['genes'], two['parents']):
+    assert parent == other
+    changed = {
+      n for n, a, b in zip(names, genes, one['genes'][parent]) if a != b
+    }
+    assert all('/slots/op' in name for name in changed)
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from jaxnas.jobs.settings import (
   resolve,
   several_of,
 )
+from jaxnas.spaces import slots
 
 Priors = Mapping[str, mixing.Prior]
 
@@ -167,6 +168,11 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
   'mutation': lambda s, subject, learner: algorithms.mutation_only(
     learner, fraction=s['members']['fraction']
   ),
+  'preserving': lambda s, subject, learner: algorithms.mutation_only(
+    learner,
+    fraction=s['members']['fraction'],
+    child=slots.morph(learner.genes, slots.held(learner.genes)),
+  ),
   'random': lambda s, subject, learner: algorithms.train_only(learner),
   'pbt': lambda s, subject, learner: algorithms.pbt(
     learner,
@@ -177,6 +183,7 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
   'epbt': lambda s, subject, learner: algorithms.epbt(learner, subject.ranges),
 }
 _NEED_GENES = ('pbt_nas', 'copy', 'fresh', 'no_mixing', 'mutation')
+_NEED_SLOTS = ('preserving',)
 _NEED_HYPER = ('pbt', 'fire', 'epbt')
 
 
@@ -229,6 +236,8 @@ def _suited(settings: Settings, subject: Subject, learner: Learner) -> None:
   for arm in _arms(settings):
     lacks = {
       'genes': arm in _NEED_GENES and not learner.genes.options,
+      'slots that can grow': arm in _NEED_SLOTS
+      and not slots.held(learner.genes),
       'hyper-parameters': arm in _NEED_HYPER and not subject.ranges,
     }
     for what, lacking in lacks.items():

@@ -73,14 +73,13 @@ def methods(learner: Learner) -> dict[str, Stage]:
   The children of `preserving` compute what their one parent does, with slots
   grown: PBT-NAS with function-preserving morphs, which is no paper's method.
   """
-  slotted = [n for n, own in learner.genes.owner.items() if np.ndim(own)]
   return {
     'pbt_nas': algorithms.pbt_nas(learner),
     'copy': algorithms.pbt_nas(learner, keep=1.0, noise=0.0),
     'random': algorithms.train_only(learner),
     'mutation': algorithms.mutation_only(learner),
     'preserving': algorithms.mutation_only(
-      learner, child=slots.morph(learner.genes, slotted)
+      learner, child=slots.morph(learner.genes, slots.held(learner.genes))
     ),
   }
 
