@@ -14,6 +14,7 @@ from jaxnas.learners import generation as learning
 from jaxnas.run import count_compilations
 from jaxnas.spaces import gan, slots
 from jaxnas.tasks import generation
+from launch.bench import paired
 
 
 def key(seed=0):
@@ -382,6 +383,21 @@ def test_slots_of_the_learner_can_grow(learner, trained):
 def test_parts_must_divide_the_samples(digits):
   with pytest.raises(ValueError, match='multiples of part=300'):
     learners.gan(key(), digits, samples=(1000, 2000), part=300)
+
+
+def test_methods_are_compared_by_every_measure():
+  rows = {
+    'pbt_nas': [{'best': 1.0, 'held_out': 4.0, 'median': 5.0}] * 5,
+    'random': [{'best': 2.0, 'held_out': 3.0, 'median': 9.0}] * 5,
+  }
+  found = paired.summarised(
+    rows, ('best', 'held_out', 'median'), [('pbt_nas', 'random')]
+  )
+  for measure, difference in {'best': -1, 'held_out': 1, 'median': -4}.items():
+    assert found[f'{measure}_pbt_nas'] == rows['pbt_nas'][0][measure]
+    pair = found[f'{measure}_pbt_nas_over_random']
+    assert pair['difference'] == difference
+    assert pair['wins'] == 5 * (difference < 0)
 
 
 # The convolutional spaces.
