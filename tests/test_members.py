@@ -341,6 +341,12 @@ def test_a_round_without_jit_is_the_round():
     eager = searched(stage, start(**tiny), count=2)
   assert same(jitted.member.genes, eager.member.genes)
   assert same(jitted.parents, eager.parents)
+  for one, other in (
+    (jitted.metrics, eager.metrics),
+    (jitted.member.body, eager.member.body),
+  ):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
