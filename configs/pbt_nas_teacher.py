@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
         'probability': 0.25,
         'keep': 0.4,
         'noise': 0.1,
+        'cycle': 5,
       },
       'when_quick': {'generations': 4, 'members': {'steps': 50}},
     }

@@ -11,7 +11,7 @@ import jax
 import pytest
 import rich.console
 
-from configs import pbt_nas_teacher
+from configs import epbt_digits, pbt_nas_teacher
 from jaxnas import combine, draw, jobs, report, workdir
 
 SMALL = {'size': 8, 'steps': 2, 'arms': 'pbt_nas-random'}
@@ -158,6 +158,7 @@ def test_the_best_arm_is_chosen_without_the_test(tmp_path, monkeypatch):
       {'arms': 'fire', 'steps': 10, 'size': 4, 'fraction': 0.5},
       'members.size must be at least 5 for the arm fire',
     ),
+    ({'cycle': 0}, 'members.cycle must be at least 1, got 0'),
     ({'arms': 'pbt'}, 'pbt changes hyper-parameters, of which'),
     (
       {'arms': 'preserving'},
@@ -246,13 +247,24 @@ def test_a_member_that_diverged_is_written_as_null():
     draw.lineage([{'search': 'x'}])
 
 
-# Of the quick forms, seed 0: an arm, what it measures, and between what.
+def test_the_quick_form_of_epbt_has_a_pulse():
+  config = epbt_digits.get_config().to_dict()
+  for quick in (False, True):
+    held = jobs.resolve({**config, 'quick': quick})
+    # The first pulse is after so many generations, of which one must follow.
+    assert held['members']['cycle'] < held['generations']
+
+
+# Of the quick forms, seed 0: what is measured of an arm, and between what.
 QUICK = {
-  'pbt_nas_teacher': ('pbt_nas', 'error', 0.2, 0.4),
-  'pbt_nas_gan_digits': ('pbt_nas', 'frechet', 2.0, 5.0),
-  'pbt_nas_control': ('pbt_nas', 'fitness', 15.0, 60.0),
-  'fire_pbt_toy': ('fire', 'fitness', 0.9, 1.1),
-  'epbt_digits': ('pbt', 'accuracy', 0.7, 0.95),
+  'pbt_nas_teacher': ('error', {'pbt_nas': (0.2, 0.4)}),
+  'pbt_nas_gan_digits': ('frechet', {'pbt_nas': (2.0, 5.0)}),
+  'pbt_nas_control': ('fitness', {'pbt_nas': (15.0, 60.0)}),
+  'fire_pbt_toy': (
+    'fitness',
+    {'fire': (1.1, 1.2), 'pbt': (0.95, 1.01), 'random': (1.02, 1.06)},
+  ),
+  'epbt_digits': ('accuracy', {'epbt': (0.55, 0.85), 'pbt': (0.7, 0.95)}),
 }
 
 
@@ -266,5 +278,6 @@ def test_quick_forms_keep_their_promises(tmp_path, name):
   examples = {row['examples'] for row in summary['arms'].values()}
   assert len(examples) == 1
   assert all(math.isfinite(row['fitness']) for row in summary['arms'].values())
-  arm, measure, low, high = QUICK[name]
-  assert low < summary['arms'][arm][measure] < high
+  measure, ranges = QUICK[name]
+  for arm, (low, high) in ranges.items():
+    assert low < summary['arms'][arm][measure] < high

@@ -42,6 +42,7 @@ RULES = {
   'members.probability': (0, 1),
   'members.keep': (0, None),
   'members.noise': (0, None),
+  'members.cycle': (1, None),
 }
 
 
@@ -180,7 +181,9 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
     pairing=selection.copies(s['members']['fraction']),
   ),
   'fire': lambda s, subject, learner: _fire(s, subject),
-  'epbt': lambda s, subject, learner: algorithms.epbt(learner, subject.ranges),
+  'epbt': lambda s, subject, learner: algorithms.epbt(
+    learner, subject.ranges, by=algorithms.pulsation(s['members']['cycle'])
+  ),
 }
 _NEED_GENES = ('pbt_nas', 'copy', 'fresh', 'no_mixing', 'mutation')
 _NEED_SLOTS = ('preserving',)
