@@ -6,8 +6,10 @@
 Populations of 24 students with 40 genes learn a teacher that is drawn from the
 seed: PBT-NAS, mutation-only, and random search, from the same members and for
 as many steps. `--config.members.arms` names others: copy, fresh (weights drawn
-anew) and no_mixing. The task is made so that recombination helps: it shows
-that the machinery works (docs/pbt_nas.md).
+anew) and no_mixing; where slots can grow, preserving, whose children compute
+what their one parent does; and where there are hyper-parameters, pbt. The
+task is made so that recombination helps: it shows that the machinery works
+(docs/pbt_nas.md).
 
 Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: under 1 minute.
 Expected (seed 0, 2026-11-28): a squared error of about 0.28 by all three after
@@ -40,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
         'probability': 0.25,
         'keep': 0.4,
         'noise': 0.1,
+        'cycle': 5,
       },
       'when_quick': {'generations': 4, 'members': {'steps': 50}},
     }

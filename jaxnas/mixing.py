@@ -285,6 +285,31 @@ def check_probability(name: str, probability: float) -> None:
     )
 
 
+def check_hyper(name: str, hyper: Iterable[str], *read: str) -> None:
+  """Refuses hyper-parameters that nothing reads, in the name of a learner.
+
+  Args:
+    name: of the learner.
+    hyper: the names that a member has.
+    *read: those that the learner reads.
+
+  Raises:
+    ValueError: if there are others, saying which are read.
+
+  Example:
+    >>> check_hyper('ppo', {'rates': 0.1}, 'rate', 'entropy')
+    Traceback (most recent call last):
+      ...
+    ValueError: ppo: it reads the hyper-parameters rate, entropy; got rates.
+  """
+  others = ', '.join(sorted(set(hyper) - {*read}))
+  if others:
+    names = f'the hyper-parameters {", ".join(read)}' if read else ''
+    raise ValueError(
+      f'{name}: it reads {names or "no hyper-parameters"}; got {others}.'
+    )
+
+
 def _check_moments(name: str, moments: str) -> None:
   if moments not in MOMENTS:
     raise ValueError(

@@ -160,6 +160,20 @@ def test_two_that_succeed_at_once_are_compared_with_each_other():
   assert state.outcomes == {'success': 1, 'stopped': 1}
 
 
+def test_of_a_small_population_one_is_replaced():
+  # PBT-Zoo's sizes for eight members; a quarter of three would be nobody.
+  stage = change(sizes=(3, 3), evaluators=4)
+  members = numbered(FLAT, [3.0, 0.0, 1.0] + [9.0] * 7, 1)
+  members, state = stage.update(KEY, members, stage.init(members))
+  assert whose(members)[:6] == [0, 0, 2, 3, 4, 5]
+  curve = FLAT + 1
+  curve[6:9] = [rising(-0.1, end) for end in (3, 2, 1)]
+  members = numbered(curve, [3.0, 0.0, 1.0] + [9.0] * 7, 2)
+  members, _ = stage.update(KEY, members, state)
+  # Of P2, all evaluated, the worst copies the best.
+  assert whose(members)[3:6] == [3, 4, 3]
+
+
 def test_nobody_is_evaluated_before_it_is_time():
   stage = change(after=3)
   members = numbered(FLAT, FITNESS, 2)
@@ -192,6 +206,7 @@ def test_three_populations_are_a_chain():
 
 FAULTS = {
   'one population': ({'sizes': (8,)}, 'two populations'),
+  'a population of one': ({'sizes': (1, 4)}, 'of two members or more'),
   'no evaluator': ({'evaluators': 0}, 'an evaluator'),
   'all replaced': ({'fraction': 0.7}, 'fraction must be'),
   'no round': ({'most': 0}, 'most at least'),

@@ -14,6 +14,7 @@ from jaxnas.learners import generation as learning
 from jaxnas.run import count_compilations
 from jaxnas.spaces import gan, slots
 from jaxnas.tasks import generation
+from launch.bench import paired
 
 
 def key(seed=0):
@@ -296,9 +297,9 @@ def test_every_gene_changes_what_a_network_does():
       assert jnp.abs(judged - scores).max() > 1e-4
 
 
-@pytest.mark.slow
-def test_a_population_is_one_program(digits):
-  learner = learning.adversarial(
+@pytest.fixture(scope='module')
+def tiny(digits):
+  return learning.adversarial(
     key(),
     digits,
     gan.dense(digits.shape, width=4, depths=(1, 1)),
@@ -306,10 +307,50 @@ def test_a_population_is_one_program(digits):
     steps=2,
     taught=2,
   )
-  start = [stages.members(key(seed), learner, 3) for seed in range(2)]
+
+
+@pytest.mark.slow
+def test_rates_are_hyper_parameters_of_each_network(tiny):
+  genes = jnp.ones(len(tiny.genes.options), int)
+  base = started(tiny, genes)
+  train = jax.jit(tiny.train)
+
+  def trained(generator, discriminator):
+    rates = {'generator_rate': generator, 'discriminator_rate': discriminator}
+    hyper = {name: jnp.float32(rate) for name, rate in rates.items()}
+    return train(key(3), base._replace(hyper=hyper), tiny.data).layers
+
+  def moved(layers):
+    return {
+      name.split('/')[0]
+      for name, layer in layers.items()
+      for a, b in zip(
+        jax.tree.leaves(layer), jax.tree.leaves(base.body.layers[name])
+      )
+      if (a != b).any()
+    }
+
+  assert moved(trained(1e-3, 0.0)) == {'generator'}
+  assert moved(trained(0.0, 1e-3)) == {'discriminator'}
+  usual = train(key(3), base, tiny.data).layers
+  for a, b in zip(jax.tree.leaves(usual), jax.tree.leaves(trained(5e-4, 5e-4))):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_hyper_parameters_that_are_not_read_are_refused(tiny):
+  teacher = learners.teacher(key(), slots=2, points=(8, 8))
+  for one, read in ((tiny, 'generator_rate'), (teacher, 'no hyper-parameters')):
+    genes = jnp.zeros(len(one.genes.options), int)
+    with pytest.raises(ValueError, match=f'it reads .*{read}.*; got rate'):
+      one.init(key(), genes, {'rate': 0.1}, one.data)
+
+
+@pytest.mark.slow
+def test_a_population_is_one_program(tiny):
+  start = [stages.members(key(seed), tiny, 3) for seed in range(2)]
   assert (start[0].member.genes != start[1].member.genes).any()
-  few = stages.members(key(), learner, 2)
-  stage, counts = stages.advance(learner), []
+  few = stages.members(key(), tiny, 2)
+  stage, counts = stages.advance(tiny), []
   for members in (*start, few):
     with count_compilations() as compiled:
       moved, _ = stage.update(key(1), members, stage.init(members))
@@ -342,6 +383,21 @@ def test_slots_of_the_learner_can_grow(learner, trained):
 def test_parts_must_divide_the_samples(digits):
   with pytest.raises(ValueError, match='multiples of part=300'):
     learners.gan(key(), digits, samples=(1000, 2000), part=300)
+
+
+def test_methods_are_compared_by_every_measure():
+  rows = {
+    'pbt_nas': [{'best': 1.0, 'held_out': 4.0, 'median': 5.0}] * 5,
+    'random': [{'best': 2.0, 'held_out': 3.0, 'median': 9.0}] * 5,
+  }
+  found = paired.summarised(
+    rows, ('best', 'held_out', 'median'), [('pbt_nas', 'random')]
+  )
+  for measure, difference in {'best': -1, 'held_out': 1, 'median': -4}.items():
+    assert found[f'{measure}_pbt_nas'] == rows['pbt_nas'][0][measure]
+    pair = found[f'{measure}_pbt_nas_over_random']
+    assert pair['difference'] == difference
+    assert pair['wins'] == 5 * (difference < 0)
 
 
 # The convolutional spaces.

@@ -289,6 +289,17 @@ def test_survivors_are_untouched_and_the_worst_replaced():
     assert not same(rows(changed.member, slot), rows(measured.member, slot))
 
 
+def test_replacement_is_due_every_so_many_rounds():
+  learner = learners.plain(steps=1)
+  first = stages.members(jax.random.key(1), learner, 8, learners.toys.START)
+  stage = algorithms.pbt_nas(learner, every=2)
+  for count, due in ((2, False), (3, True)):
+    parents = np.asarray(searched(stage, first, count).parents[:, 0])
+    assert (parents != np.arange(8)).any() == due
+  with pytest.raises(ValueError, match='every must be at least 1, got 0'):
+    algorithms.pbt_nas(learner, every=0)
+
+
 def test_children_of_the_same_parents_are_no_twins():
   learner = small()
   measured = searched(algorithms.train_only(learner), start(12), count=1)
@@ -330,6 +341,12 @@ def test_a_round_without_jit_is_the_round():
     eager = searched(stage, start(**tiny), count=2)
   assert same(jitted.member.genes, eager.member.genes)
   assert same(jitted.parents, eager.parents)
+  for one, other in (
+    (jitted.metrics, eager.metrics),
+    (jitted.member.body, eager.member.body),
+  ):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ def test_members_without_genes_have_children(make):
 
 @pytest.mark.parametrize('fault', [0, -1])
 def test_every_must_be_a_number_of_rounds(fault):
-  with pytest.raises(ValueError, match='pbt: every must be at least 1'):
+  with pytest.raises(ValueError, match='evolving: every must be at least 1'):
     algorithms.pbt(learners.plain(), toys.RANGE, every=fault)
 
 

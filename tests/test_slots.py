@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxnas import mixing
-from jaxnas.base import Body, Member
+from jaxnas.base import Body, Genes, Member
 from jaxnas.spaces import slots
 
 WIDTH = 6
@@ -294,3 +294,9 @@ def test_new_units_learn_after_a_morph():
 def test_morph_refuses_layers_without_slots():
   with pytest.raises(ValueError, match="'head' holds no slots"):
     slots.morph(SPACE, ('head',))
+  # Stacked layers whose genes choose something else.
+  other = Genes((2, 2), {'a': np.arange(2)}, ('x', 'y'), (('n', 'm'),) * 2)
+  assert slots.held(SPACE) == ('one', 'two')
+  assert slots.held(other) == slots.held(other._replace(values=())) == ()
+  with pytest.raises(ValueError, match="'a' holds no slots"):
+    slots.morph(other, ('a',))

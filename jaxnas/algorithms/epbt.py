@@ -151,14 +151,13 @@ def epbt(
   Example:
     >>> from jaxnas import learners
     >>> from jaxnas.run import run
-    >>> learner = learners.teacher(jax.random.key(0), slots=4, steps=5)
-    >>> priors = {'unread': mixing.Prior(0.1, 1.0)}
-    >>> start = stages.members(jax.random.key(1), learner, 4, priors)
+    >>> learner, priors = learners.plain(steps=5), learners.toys.RANGE
+    >>> start = stages.members(jax.random.key(0), learner, 4, priors)
     >>> stage = epbt(learner, priors, by='fitness',
     ...              learn=stages.advance(learner))
-    >>> last, _ = run(jax.random.key(2), stage, start, 2)
+    >>> last, _ = run(jax.random.key(1), stage, start, 2)
     >>> last.spent.examples
-    1920
+    40
   """
   if pairing is None:
     pairing = selection.tournaments()

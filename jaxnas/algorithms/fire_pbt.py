@@ -38,12 +38,13 @@ def fire_pbt(
   Args:
     learner: what the members are; its round is a piece of one here.
     priors: of the hyper-parameters; the ranges they are kept in.
-    sizes: of the greedy population and the long-term ones.
+    sizes: of the greedy population and the long-term ones, each two or more.
     evaluators: how many; with the sizes, the members.
     points: of a round's curve.
     factors: by one of which a hyper-parameter is multiplied.
     resample: probability that it is drawn from its prior instead.
-    fraction: of a population that is replaced, and that may be copied.
+    fraction: of a population that is replaced, and that may be copied; of each
+      one member at least.
     most: rounds that an evaluator may run without an overlap.
     after: rounds before the first evaluation.
     level: of the sign test.

@@ -59,7 +59,7 @@ def pbt(
   child = mixing.following(mixing.copy(), child)
   pairing = selection.copies() if pairing is None else pairing
   change = stages.replace(learner, pairing, child, by=by)
-  return evolving(learner, _every('pbt', every, change), **where)
+  return evolving(learner, change, every=every, **where)
 
 
 def exploit_only(
@@ -81,7 +81,7 @@ def exploit_only(
   """
   pairing = selection.copies() if pairing is None else pairing
   change = stages.replace(learner, pairing, mixing.copy(), by=by)
-  return evolving(learner, _every('exploit_only', every, change), **where)
+  return evolving(learner, change, every=every, **where)
 
 
 def explore_only(
@@ -114,12 +114,4 @@ def explore_only(
     return members._replace(member=make(keys, members.member))
 
   change = combine.stage(explore)
-  return evolving(learner, _every('explore_only', every, change), **where)
-
-
-def _every(name: str, every: int, change: Stage) -> Stage:
-  if every < 1:
-    raise ValueError(f'{name}: every must be at least 1, got {every!r}.')
-  if every == 1:
-    return change
-  return combine.when(lambda members: members.generation % every == 0, change)
+  return evolving(learner, change, every=every, **where)

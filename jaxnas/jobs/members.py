@@ -29,6 +29,7 @@ from jaxnas.jobs.settings import (
   resolve,
   several_of,
 )
+from jaxnas.spaces import slots
 
 Priors = Mapping[str, mixing.Prior]
 
@@ -38,10 +39,10 @@ RULES = {
   'generations': (1, None),
   'members.size': (2, None),
   'members.steps': (1, None),
-  'members.fraction': (0, 0.5),
   'members.probability': (0, 1),
   'members.keep': (0, None),
   'members.noise': (0, None),
+  'members.cycle': (1, None),
 }
 
 
@@ -50,7 +51,9 @@ class Subject(NamedTuple):
 
   Attributes:
     make: `make(steps) -> learner`, one whose round has so many steps.
-    start: hyper-parameters of the first members.
+    start: hyper-parameters of the first members of all arms. Where there are
+      none, arms that change some draw them from `ranges`, and members of the
+      others have those of the learner.
     ranges: in which they are kept.
   """
 
@@ -67,13 +70,23 @@ def _teacher(settings: Settings, key: Key) -> Subject:
 def _gan(settings: Settings, key: Key) -> Subject:
   task = make_task(settings)
   make = learners.gan if task.name == 'digits' else learners.conv_gan
-  return Subject(lambda steps: make(key, task, steps=steps))
+  ranges = {
+    'generator_rate': mixing.Prior(5e-5, 5e-3),
+    'discriminator_rate': mixing.Prior(5e-5, 5e-3),
+  }
+  return Subject(lambda steps: make(key, task, steps=steps), ranges=ranges)
 
 
 def _control(settings: Settings, key: Key) -> Subject:
   del key
   make = tasks.control.ENVIRONMENTS[settings['members']['environment']]
-  return Subject(lambda steps: learners.ppo(make(), updates=steps))
+  ranges = {
+    'rate': mixing.Prior(2e-4, 2e-2),
+    'entropy': mixing.Prior(1e-3, 1e-1),
+  }
+  return Subject(
+    lambda steps: learners.ppo(make(), updates=steps), ranges=ranges
+  )
 
 
 _RATE = {'learning_rate': mixing.Prior(1e-4, 3e-2)}
@@ -156,6 +169,11 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
   'mutation': lambda s, subject, learner: algorithms.mutation_only(
     learner, fraction=s['members']['fraction']
   ),
+  'preserving': lambda s, subject, learner: algorithms.mutation_only(
+    learner,
+    fraction=s['members']['fraction'],
+    child=slots.morph(learner.genes, slots.held(learner.genes)),
+  ),
   'random': lambda s, subject, learner: algorithms.train_only(learner),
   'pbt': lambda s, subject, learner: algorithms.pbt(
     learner,
@@ -163,9 +181,12 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
     pairing=selection.copies(s['members']['fraction']),
   ),
   'fire': lambda s, subject, learner: _fire(s, subject),
-  'epbt': lambda s, subject, learner: algorithms.epbt(learner, subject.ranges),
+  'epbt': lambda s, subject, learner: algorithms.epbt(
+    learner, subject.ranges, by=algorithms.pulsation(s['members']['cycle'])
+  ),
 }
 _NEED_GENES = ('pbt_nas', 'copy', 'fresh', 'no_mixing', 'mutation')
+_NEED_SLOTS = ('preserving',)
 _NEED_HYPER = ('pbt', 'fire', 'epbt')
 
 
@@ -179,17 +200,32 @@ def refuse(settings: Settings) -> None:
   held = settings['members']
   one_of('members.learner', held['learner'], SUBJECTS)
   one_of('members.environment', held['environment'], tasks.control.ENVIRONMENTS)
-  if 'fire' in _arms(settings) and held['steps'] % _POINTS:
+  if not 0 < held['fraction'] <= 0.5:
     raise ValueError(
-      f'--config.members.steps must be a multiple of {_POINTS} for the arm '
-      f'fire, which measures as often in a generation; got {held["steps"]}.'
+      '--config.members.fraction must be above 0 and at most 0.5, got '
+      f'{held["fraction"]!r}.'
     )
-  least = 2 if held['fraction'] == 0 else int(np.ceil(2 / held['fraction']))
+  if 'fire' in _arms(settings):
+    _refuse_fire(held)
+  least = int(np.ceil(2 / held['fraction']))
   if held['size'] < least:
     raise ValueError(
       f'--config.members.size must be at least {least}, so that a part of '
       f'--config.members.fraction={held["fraction"]} has two parents; got '
       f'{held["size"]}.'
+    )
+
+
+def _refuse_fire(held: Settings) -> None:
+  if held['steps'] % _POINTS:
+    raise ValueError(
+      f'--config.members.steps must be a multiple of {_POINTS} for the arm '
+      f'fire, which measures as often in a generation; got {held["steps"]}.'
+    )
+  if min(_parts(held['size'])[:2]) < 2:
+    raise ValueError(
+      '--config.members.size must be at least 5 for the arm fire, whose '
+      f'populations have two members or more; got {held["size"]}.'
     )
 
 
@@ -203,6 +239,8 @@ def _suited(settings: Settings, subject: Subject, learner: Learner) -> None:
   for arm in _arms(settings):
     lacks = {
       'genes': arm in _NEED_GENES and not learner.genes.options,
+      'slots that can grow': arm in _NEED_SLOTS
+      and not slots.held(learner.genes),
       'hyper-parameters': arm in _NEED_HYPER and not subject.ranges,
     }
     for what, lacking in lacks.items():
@@ -211,6 +249,29 @@ def _suited(settings: Settings, subject: Subject, learner: Learner) -> None:
           f'--config.members.arms: {arm} changes {what}, of which the learner '
           f'{held["learner"]!r} has none.'
         )
+    if arm == 'epbt' and 'behaviour' not in _metrics(learner):
+      raise ValueError(
+        '--config.members.arms: epbt selects by the metric behaviour, which '
+        f'the learner {held["learner"]!r} does not measure.'
+      )
+
+
+def _metrics(learner: Learner) -> tuple[str, ...]:
+  """The names of what a learner measures; nothing is computed."""
+  found = jax.eval_shape(
+    lambda key: stages.members(key, learner, 1).metrics, jax.random.key(0)
+  )
+  return tuple(found)
+
+
+def _started(
+  settings: Settings, subject: Subject, learner: Learner, arm: str
+) -> Members:
+  """The first population, the same for all arms but for hyper-parameters."""
+  key = network.named_key(jax.random.key(settings['seed']), 'members')
+  own = subject.ranges if arm in _NEED_HYPER else {}
+  size = settings['members']['size']
+  return stages.members(key, learner, size, subject.start or own)
 
 
 def members(
@@ -221,8 +282,9 @@ def members(
 ) -> dict[str, Any]:
   """Trains array populations by the arms that `members.arms` names.
 
-  All start from the same members and see as many examples. Resumes wherever
-  `folder` says the job is.
+  All start from the same members, as far as their genes and weights go (see
+  `Subject.start`), and see as many examples. Resumes wherever `folder` says the
+  job is.
 
   Args:
     config: settings, as `configs/pbt_nas_teacher.py` returns them.
@@ -231,9 +293,10 @@ def members(
 
   Returns:
     What is written to `summary.json`: for each arm under `arms` what its best
-    member by fitness measures in the learner's `test`, the population's median
-    fitness, and what it spent; and `best`, the arm whose member is in the
-    folder `best`.
+    member by fitness measures in the learner's `test`, `valid_fitness`, the
+    fitness it was chosen by, the population's median fitness, and what it
+    spent; and `best`, the arm of the most `valid_fitness`, whose member is in
+    the folder `best`.
 
   Raises:
     ValueError: for illegal settings, before anything is computed, and for a
@@ -257,9 +320,6 @@ def members(
     f'{path}',
     highlight=False,
   )
-  start = stages.members(
-    network.named_key(key, 'members'), learner, held['size'], subject.start
-  )
   rows, found = {}, {}
   with report.progress(console) as show:
     for arm in _arms(settings):
@@ -267,14 +327,16 @@ def members(
         arm,
         network.named_key(key, 'search'),
         ARMS[arm](settings, subject, learner),
-        start,
+        _started(settings, subject, learner, arm),
         settings['generations'],
       )
       last = workdir.conduct(path, search, settings=settings, report=show)
       greedy = _parts(held['size'])[0] if arm == 'fire' else None
-      found[arm] = _member(last, stages.champion(last, first=greedy))
-      rows[arm] = _row(learner, key, last, found[arm])
-  best = max(rows, key=lambda arm: rows[arm]['fitness'])
+      place = stages.champion(last, first=greedy)
+      found[arm] = _member(last, place)
+      rows[arm] = _row(learner, key, last, place, found[arm])
+  valid = np.array([row['valid_fitness'] for row in rows.values()])
+  best = list(rows)[selection.order(valid)[0]]
   workdir.save_member(path / 'best', found[best], learner.genes)
   summary = {'arms': rows, 'best': best}
   write_results(path, summary)
@@ -287,13 +349,16 @@ def _member(population: Members, place: int):
   return jax.tree.map(lambda leaf: np.asarray(leaf[place]), population.member)
 
 
-def _row(learner: Learner, key: Key, population: Members, best) -> dict:
+def _row(
+  learner: Learner, key: Key, population: Members, place: int, best
+) -> dict:
   """What the best member measures where nothing is selected, and the cost."""
   own = network.named_key(key, 'test')
   tested = programs.jit(learner.test)(own, best, learner.data)
   spent = population.spent
   return {
     **{name: float(value) for name, value in tested.items() if not value.ndim},
+    'valid_fitness': float(population.metrics['fitness'][place]),
     'median_fitness': float(np.nanmedian(population.metrics['fitness'])),
     'examples': spent.examples,
     'compilations': spent.compilations,

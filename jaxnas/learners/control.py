@@ -303,8 +303,8 @@ def ppo(
   advantages, standardise them, and take `epochs` passes over what was seen in
   `batches` parts, each a step of Adam. An episode cut off at the horizon is not
   taken for one that ended. `member.hyper` may hold `rate` and `entropy` in the
-  places of those given here. A member is measured by the most likely action of
-  its policy in episodes that begin anew.
+  places of those given here, and nothing else. A member is measured by the most
+  likely action of its policy in episodes that begin anew.
 
   Args:
     environment: where it learns.
@@ -348,7 +348,8 @@ def ppo(
   bound = optax.clip_by_global_norm(most)
 
   def init(key, own, hyper, data):
-    del hyper, data
+    del data
+    mixing.check_hyper('ppo', hyper, 'rate', 'entropy')
     layer_key, world_key = jax.random.split(key)
     layers = net.init(layer_key, own)
     keys = jax.random.split(world_key, envs)

@@ -19,6 +19,9 @@ from jaxnas.tasks import generation
 # Leaves of a discriminator's layers that spectral normalisation divides.
 _MATRICES = ('u', 'v', 'w')
 
+# Hyper-parameters of a member, of generator and discriminator.
+_RATES = ('generator_rate', 'discriminator_rate')
+
 
 def gan(key: Key, task: Task, **settings: Any) -> Learner:
   """Small images by dense networks, on CPU in minutes: 12 genes.
@@ -122,6 +125,8 @@ def adversarial(
   running average, with fresh noise each time. Fitness is the negated distance
   to the training images, as in PBT-NAS; the test draws more noise, of its own,
   and also gives the distance to the test images, which nothing has seen.
+  `member.hyper` may hold `generator_rate` and `discriminator_rate` in the place
+  of `rate`, and nothing else.
 
   Spectral normalisation (Miyato et al. 2018, arXiv 1802.05957) divides each of
   the discriminator's matrices by an estimate of its largest singular value; the
@@ -162,14 +167,15 @@ def adversarial(
     )
   low, high = generation.pixel_range(task)
   tx = mixing.layered(
-    optax.adam(rate, b1=betas[0], b2=betas[1], eps=epsilon), networks.genes
+    optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=epsilon), networks.genes
   )
 
   def of(layers, names):
     return {name: layers[name] for name in names}
 
   def init(key, genotype, hyper, data):
-    del hyper, data
+    del data
+    mixing.check_hyper('adversarial', hyper, *_RATES)
     layers_key, key = jax.random.split(key)
     layers = networks.init(layers_key, genotype)
     rest = ()
@@ -184,6 +190,7 @@ def adversarial(
 
   def train(key, member, data):
     own = member.genes
+    speeds = [member.hyper.get(name, rate) for name in _RATES]
 
     def judged(judge, rest, real, fake):
       true = scores(judge, rest, own, real)
@@ -199,9 +206,10 @@ def adversarial(
       fake = faked(maker, *jax.random.split(key))
       return -scores(judge, rest, own, fake).mean()
 
-    def descend(grads, moments, layers):
+    def descend(grads, moments, layers, speed):
       updates, moved = tx.update(grads, of(moments, grads), layers)
-      return optax.apply_updates(layers, updates), {**moments, **moved}
+      layers = jax.tree.map(lambda w, u: w - speed * u, layers, updates)
+      return layers, {**moments, **moved}
 
     def criticise(carry, key):
       maker, judge, moments, rest = carry
@@ -213,7 +221,7 @@ def adversarial(
       if spectral:
         rest = iterated(judge, rest, 1)
       grads = jax.grad(judged)(judge, rest, real, fake)
-      judge, moments = descend(grads, moments, judge)
+      judge, moments = descend(grads, moments, judge, speeds[1])
       return (maker, judge, moments, rest), None
 
     def step(carry, key):
@@ -226,7 +234,7 @@ def adversarial(
         inner, _ = jax.lax.scan(criticise, inner, keys[:critics])
       _, judge, moments, rest = inner
       grads = jax.grad(made)(maker, judge, rest, keys[critics])
-      maker, moments = descend(grads, moments, maker)
+      maker, moments = descend(grads, moments, maker, speeds[0])
       average = jax.tree.map(
         lambda old, new: decay * old + (1 - decay) * new, average, maker
       )

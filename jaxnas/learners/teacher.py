@@ -59,7 +59,8 @@ def teacher(
   standardised over 8,000 inputs, and the target is their sum over sqrt(slots),
   of variance 1. The student has the same form with biases; a slot's activation
   is a gene, which owns the slot's weights. It learns by Adam on the squared
-  error of a fresh batch in each step.
+  error of a fresh batch in each step. It reads no hyper-parameters, and its
+  `init` refuses members that have some.
 
   Args:
     key: draws the teacher, and the points of fitness and of the test.
@@ -95,7 +96,8 @@ def teacher(
   tx = mixing.layered(optax.adam(rate), genes)
 
   def init(key, own, hyper, data):
-    del own, hyper, data
+    del own, data
+    mixing.check_hyper('teacher', hyper)
     u, v = jax.random.split(key)
     layers = {
       'slots': {

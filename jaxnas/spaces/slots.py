@@ -313,6 +313,25 @@ def linear(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
   return convolutions.plus(x @ layer['w'], layer['b'])
 
 
+def held(space: Genes) -> tuple[str, ...]:
+  """The layers of a space that hold slots of `OPS`, which `morph` can grow.
+
+  Args:
+    space: the genes of a learner.
+
+  Example:
+    >>> held(join(genes(2, 'actor'), fixed('head')))
+    ('actor',)
+  """
+
+  def holds(owner):
+    return np.ndim(owner) == 1 and all(
+      gene >= 0 and space.values[gene : gene + 1] == (OPS,) for gene in owner
+    )
+
+  return tuple(name for name, owner in space.owner.items() if holds(owner))
+
+
 def morph(
   space: Genes, layers: Sequence[str], *, probability: float = 0.25
 ) -> mixing.Child:
@@ -327,7 +346,7 @@ def morph(
 
   Args:
     space: the genes of the learner.
-    layers: those that hold slots.
+    layers: those that hold slots, or some of them, see `held`.
     probability: of each slot that can grow to do so.
 
   Returns:
@@ -353,10 +372,9 @@ def morph(
   """
   mixing.check_probability('morph', probability)
   for layer in layers:
-    if np.ndim(space.owner.get(layer, -1)) != 1:
+    if layer not in held(space):
       raise ValueError(
-        f'morph: {layer!r} holds no slots; layers that do: '
-        f'{[n for n, own in space.owner.items() if np.ndim(own) == 1]}.'
+        f'morph: {layer!r} holds no slots; layers that do: {list(held(space))}.'
       )
   owners = {layer: np.asarray(space.owner[layer]) for layer in layers}
 
@@ -385,13 +403,13 @@ def morph(
     found = jnp.where(took, found, base.genes).astype(base.genes.dtype)
     fresh = init(fresh_key, found, base.hyper)
     body = base.body
-    held, average, moments = (
+    weights, average, moments = (
       dict(tree) for tree in (body.layers, body.average, body.moments)
     )
     for layer, own in owners.items():
-      live = _masks(held[layer]['b'].shape[-1], base.genes[own])
+      live = _masks(weights[layer]['b'].shape[-1], base.genes[own])
       new = fresh.layers[layer]
-      held[layer] = grown(held[layer], new, took[own], live)
+      weights[layer] = grown(weights[layer], new, took[own], live)
       if layer in average:
         average[layer] = grown(average[layer], new, took[own], live)
       moments[layer] = mixing.chosen(
@@ -399,7 +417,7 @@ def morph(
         {layer: fresh.moments[layer]},
         {layer: moments[layer]},
       )[layer]
-    body = body._replace(layers=held, average=average, moments=moments)
+    body = body._replace(layers=weights, average=average, moments=moments)
     return Member(body, found, base.hyper)
 
   return child

@@ -136,9 +136,11 @@ def fire(
   quotes them, and not from the paper. From the code alone are known the sizes
   (8, 8, 6 for 22 members, 3, 3, 2 for 8, and 18, 18, 14 for 50), the order of
   the steps, that a fitness ends with its evaluator, and the defaults of
-  `fraction`, `most` and `after`. This departs from that code in three things.
-  Where so few members of a long-term population are evaluated that its best and
-  its worst part would share some, both are smaller. An evaluator whose child
+  `fraction`, `most` and `after`. This departs from that code in four things.
+  A part of a population is one member at least: there a fraction of 0.34 makes
+  it one of three, where a quarter would be nobody. Where so few members of a
+  long-term population are evaluated that its best and its worst part would
+  share some, both are smaller. An evaluator whose child
   was overwritten in the same round is tested against the new curve, not the
   old. An idle evaluator trains on what it has, which is spent and not read.
   The code has no P3: that it is to P2 as P2 is to P1 is an extrapolation, which
@@ -148,9 +150,10 @@ def fire(
     learner: draws fresh bodies, if the child asks for them.
     child: makes a replaced member of the one it copied, such as
       `mixing.explore(priors, factors=(0.5, 2.0))`.
-    sizes: of P1, P2, ...
+    sizes: of P1, P2, ..., each two or more.
     evaluators: how many.
-    fraction: of a population that is replaced, and that may be copied.
+    fraction: of a population that is replaced, and that may be copied; of each
+      one member at least.
     most: rounds that an evaluator may run without an overlap.
     after: rounds before the first evaluation.
     level: of the sign test.
@@ -162,10 +165,10 @@ def fire(
       run, for a population of another size or without a curve.
   """
   workers, size = sum(sizes), sum(sizes) + evaluators
-  if len(sizes) < 2 or min(sizes) < 1 or evaluators < 1:
+  if len(sizes) < 2 or min(sizes) < 2 or evaluators < 1:
     raise ValueError(
-      'fire: there must be two populations or more and an evaluator, got '
-      f'sizes={tuple(sizes)}, evaluators={evaluators}.'
+      'fire: there must be two populations or more, of two members or more, '
+      f'and an evaluator, got sizes={tuple(sizes)}, evaluators={evaluators}.'
     )
   if not 0 < fraction <= 0.5 or not 0 < level < 1 or most < 1:
     raise ValueError(
@@ -276,7 +279,7 @@ def _finite(points: np.ndarray) -> np.ndarray:
 def _exploit(rng, fitness, who, fraction, partly, moves: _Moves) -> None:
   """The worst of `who` copy members drawn from the best, and explore."""
   who = np.asarray(who)
-  count = int(fraction * len(who))
+  count = max(int(fraction * len(who)), 1)
   if partly:
     who = who[~np.isnan(fitness[who])]
     count = min(count, len(who) // 2)

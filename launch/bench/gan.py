@@ -12,11 +12,11 @@ the members as last measured, which is far less noisy. `cpu_seconds` has
 compiling in it, which the first run of each method pays for. Last is a JSON
 line of medians over seeds and of paired comparisons:
 
-  {best,median}_{method}            median over seeds
-  {best,median}_{a}_over_{b}        wins of a, the seeds, the median difference
-                                    a - b with its 95 % bootstrap interval, and
-                                    the one-sided exact p of Wilcoxon's signed
-                                    ranks for a being lower
+  {best,held_out,median}_{method}      median over seeds
+  {best,held_out,median}_{a}_over_{b}  wins of a, the seeds, the median
+                                       difference a - b with its 95 % bootstrap
+                                       interval, and the one-sided exact p of
+                                       Wilcoxon's signed ranks for a being lower
 
 With fewer than five seeds, of which no outcome is significant, p is null.
 `--out=FILE` keeps rows, so that what was stopped goes on; `--picture` is then
@@ -25,7 +25,6 @@ of the best network that was trained since.
 
 import functools
 import json
-import statistics
 import time
 from typing import Any
 
@@ -73,14 +72,13 @@ def methods(learner: Learner) -> dict[str, Stage]:
   The children of `preserving` compute what their one parent does, with slots
   grown: PBT-NAS with function-preserving morphs, which is no paper's method.
   """
-  slotted = [n for n, own in learner.genes.owner.items() if np.ndim(own)]
   return {
     'pbt_nas': algorithms.pbt_nas(learner),
     'copy': algorithms.pbt_nas(learner, keep=1.0, noise=0.0),
     'random': algorithms.train_only(learner),
     'mutation': algorithms.mutation_only(learner),
     'preserving': algorithms.mutation_only(
-      learner, child=slots.morph(learner.genes, slotted)
+      learner, child=slots.morph(learner.genes, slots.held(learner.genes))
     ),
   }
 
@@ -164,22 +162,10 @@ def main(argv: list[str]) -> None:
   if _PICTURE.value and champions:
     _, best = min(champions, key=lambda pair: pair[0])
     picture(spaces.dense(task.shape), best, _PICTURE.value)
-  last: dict[str, Any] = {
-    'best_of_all': min(row['best'] for own in rows.values() for row in own)
+  last = {
+    'best_of_all': min(row['best'] for own in rows.values() for row in own),
+    **paired.summarised(rows, ('best', 'held_out', 'median'), PAIRS),
   }
-  for metric in ('best', 'median'):
-    scores = {n: [row[metric] for row in found] for n, found in rows.items()}
-    for name, values in scores.items():
-      last[f'{metric}_{name}'] = round(statistics.median(values), 2)
-    for one, other in PAIRS:
-      if one in scores and other in scores:
-        found = paired.compared(scores[one], scores[other], better='less')
-        last[f'{metric}_{one}_over_{other}'] = {
-          **found,
-          'seeds': len(scores[one]),
-          'difference': round(found['difference'], 2),
-          'interval': [round(end, 2) for end in found['interval']],
-        }
   print(json.dumps(last))
 
 

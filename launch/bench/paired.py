@@ -39,6 +39,39 @@ def compared(
   }
 
 
+def summarised(
+  rows: Mapping[str, Sequence[Mapping[str, Any]]],
+  metrics: Sequence[str],
+  pairs: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+  """Medians over seeds and comparisons of methods, less being better.
+
+  Args:
+    rows: of each method, one for each seed.
+    metrics: of a row.
+    pairs: of methods that are compared, where there are rows of both.
+
+  Returns:
+    For each metric `{metric}_{method}`, and `{metric}_{a}_over_{b}`, which is
+    that of `compared` and the number of seeds.
+  """
+  found: dict[str, Any] = {}
+  for metric in metrics:
+    scores = {name: [row[metric] for row in own] for name, own in rows.items()}
+    for name, values in scores.items():
+      found[f'{metric}_{name}'] = round(float(np.median(values)), 2)
+    for one, other in pairs:
+      if one in scores and other in scores:
+        pair = compared(scores[one], scores[other], better='less')
+        found[f'{metric}_{one}_over_{other}'] = {
+          **pair,
+          'seeds': len(scores[one]),
+          'difference': round(pair['difference'], 2),
+          'interval': [round(end, 2) for end in pair['interval']],
+        }
+  return found
+
+
 def kept(
   path: str, what: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
