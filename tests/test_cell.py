@@ -177,5 +177,15 @@ def test_bad_input_is_refused():
     cell.parse(cell.DARTS, 'skip:0 ' * 8, 'skip:0 skip:1 ' * 4)
   with pytest.raises(ValueError, match='side by side'):
     cell.params(cell.NASNET, np.tile([0, 0, 0, 0, 1], 10))
-  with pytest.raises(ValueError, match='shape'):
+  with pytest.raises(ValueError, match=r'params: .* got shape \(31,\)'):
     cell.params(cell.DARTS, np.zeros(31, int))
+  grammar, genotype = cell.named('darts_v2')
+  for place, value in ((1, 30), (1, -1), (0, 50)):
+    wrong = genotype.copy()
+    wrong[place] = value
+    with pytest.raises(ValueError, match=rf'in \(2, 7, .* got \[.*{value}, '):
+      cell.params(grammar, wrong)
+  wrong = genotype.copy()
+  wrong[2] = wrong[0]
+  with pytest.raises(ValueError, match=r'read different states, got \[0, 3, 0'):
+    cell.params(grammar, wrong)

@@ -138,6 +138,10 @@ def test_what_a_chain_lacks_is_said(toy):
   twice = combine.chain(*[trials.ask(trials.sampled(toy.space))] * 2)
   with pytest.raises(ValueError, match='1 genotypes are pending'):
     twice.update(jax.random.key(0), held, twice.init(held))
+  short = trials.ask(lambda key, held: jnp.zeros((2, 5), jnp.int32))
+  short = combine.chain(short, query)
+  with pytest.raises(ValueError, match=r'6 whole numbers, got shape \(2, 5\)'):
+    short.update(jax.random.key(0), held, short.init(held))
   with pytest.raises(KeyError, match="no column 'valid', it has score"):
     trials.query(toy, 'valid')
   full = combine.chain(trials.ask(trials.sampled(toy.space, 5)), query)

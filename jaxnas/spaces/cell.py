@@ -323,6 +323,34 @@ def count(grammar: Grammar) -> int:
   return math.prod(ops * pair for pair in pairs) ** grammar.cells
 
 
+def check(name: str, grammar: Grammar, genotype: Any) -> None:
+  """Refuses what is no genotype of a grammar.
+
+  Args:
+    name: of the function that was given it, for the message.
+    grammar: the family.
+    genotype: (L,).
+
+  Raises:
+    ValueError: saying what was given and what is legal.
+
+  Example:
+    >>> check('params', Grammar('small', ('skip',), 1, 1), [0, 0, 1])
+    Traceback (most recent call last):
+      ...
+    ValueError: params: a genotype is 4 whole numbers of 0 or more, each below \
+its place in (2, 1, 2, 1), got shape (3,).
+  """
+  tabular.check_genotype(name, grammar.options, genotype)
+  rows = blocks(grammar, np.asarray(genotype)).reshape(-1, grammar.width)
+  same = rows[:, 0] == rows[:, 2]
+  if grammar.distinct and same.any():
+    raise ValueError(
+      f'{name}: the two edges of a block of {grammar.name} read different '
+      f'states, got {rows[same][0].tolist()}.'
+    )
+
+
 def _legal(grammar: Grammar, genotype: Any) -> Any:
   rows = blocks(grammar, genotype)
   return (rows[..., 0] != rows[..., 2]).all() | (not grammar.distinct)
@@ -524,13 +552,14 @@ def params(
     inputs: channels of the image.
 
   Raises:
-    ValueError: where blocks join their edges side by side, whose widths are not
-      defined here.
+    ValueError: for what is no genotype, and where blocks join their edges side
+      by side, whose widths are not defined here.
 
   Example:
     >>> params(*named('darts_v2'))
     3349342
   """
+  check('params', grammar, genotype)
   cells = blocks(grammar, np.asarray(genotype))
   refuse_combined(grammar, cells)
   stem = 3 * channels

@@ -49,6 +49,61 @@ def below(bits: Any, bound: Any) -> jax.Array:
   return (((bits >> 16) * bound + low) >> 16).astype(jnp.int32)
 
 
+def check_genotypes(name: str, options: Sequence[int], genotypes: Any) -> None:
+  """Refuses arrays that hold something else than genotypes.
+
+  Traced arrays have no values, so of these only the shape is looked at.
+
+  Args:
+    name: of the function that was given them, for the message.
+    options: how many values each of the L positions may take.
+    genotypes: (..., L).
+
+  Raises:
+    ValueError: saying what was given and what is legal.
+
+  Example:
+    >>> check_genotypes('params', (5, 5), [[2, 1], [2, 9]])
+    Traceback (most recent call last):
+      ...
+    ValueError: params: a genotype is 2 whole numbers in 0..4, got [2, 9].
+  """
+  shape = np.shape(genotypes)
+  if shape[-1:] != (len(options),):
+    raise _no_genotype(name, options, f'shape {shape}')
+  if isinstance(genotypes, jax.core.Tracer):
+    return
+  rows = np.asarray(genotypes).reshape(-1, len(options))
+  whole = rows.dtype.kind in 'biu'
+  wrong = ((rows < 0) | (rows >= np.array(options))).any(axis=1) | (not whole)
+  if wrong.any():
+    raise _no_genotype(name, options, rows[wrong][0].tolist())
+
+
+def check_genotype(name: str, options: Sequence[int], genotype: Any) -> None:
+  """`check_genotypes` of a single one, (L,).
+
+  Example:
+    >>> check_genotype('text', (5, 5), [0])
+    Traceback (most recent call last):
+      ...
+    ValueError: text: a genotype is 2 whole numbers in 0..4, got shape (1,).
+  """
+  if np.ndim(genotype) != 1:
+    raise _no_genotype(name, options, f'shape {np.shape(genotype)}')
+  check_genotypes(name, options, genotype)
+
+
+def _no_genotype(name: str, options: Sequence[int], got: Any) -> ValueError:
+  if len(set(options)) == 1:
+    legal = f'in 0..{options[0] - 1}'
+  else:
+    legal = f'of 0 or more, each below its place in {tuple(options)}'
+  return ValueError(
+    f'{name}: a genotype is {len(options)} whole numbers {legal}, got {got}.'
+  )
+
+
 def _checked(name: str, options: Sequence[int]) -> tuple[int, ...]:
   options = tuple(options)
   whole = all(isinstance(n, int) and n >= 1 for n in options)

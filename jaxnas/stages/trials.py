@@ -454,7 +454,8 @@ def query(
   Raises:
     KeyError: for a column that the table has not.
     ValueError: for a column of several numbers for each network; and, when
-      run, if nothing is pending, or the trials lack a metric.
+      run, if nothing is pending, what is pending has another length than the
+      space's genotypes, or the trials lack a metric.
   """
   names = {'fitness': signal, **(also or {})}
   columns = {name: tables.column(table, held) for name, held in names.items()}
@@ -467,6 +468,12 @@ def query(
       raise ValueError(
         'query: some of what is pending goes on from earlier questions; '
         'climb() looks up rungs.'
+      )
+    length, pending = len(table.space.options), held.pending.shape
+    if pending[1:] != (length,):
+      raise ValueError(
+        f'query: a genotype of {table.space.name} is {length} whole numbers, '
+        f'got shape {pending} pending.'
       )
     index = jax.vmap(table.space.index)(held.pending)
     values = {name: column[index] for name, column in columns.items()}
