@@ -179,6 +179,12 @@ def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
     ({'tabular__cost': 'hours'}, ValueError, 'tabular.cost: .*no column'),
     ({'tabular__less': 'watts'}, ValueError, 'tabular.less: .*no column'),
     ({'tabular__budget': 0.0}, ValueError, 'budget must be above 0 queries'),
+    ({'tabular__budget': 0.5}, ValueError, 'at least 1 queries, .*got 0.5'),
+    (
+      {'tabular__unit': 'seconds', 'tabular__budget': 60.0},
+      ValueError,
+      'budget must be at least 100 seconds, which one question may take, got 6',
+    ),
     ({'tabular__budget': 13.0}, ValueError, 'budget is 13 queries, .*ask 12'),
     ({'tabular__unit': 'days'}, ValueError, 'unit must be one of seconds'),
     (

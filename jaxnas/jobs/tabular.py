@@ -507,7 +507,24 @@ def read(settings: Settings) -> Table:
       '--config.tabular.arms: eeea needs the column params, which the table of '
       f'{table.space.name} has not.'
     )
+  _refuse_budget(settings, table)
   return table
+
+
+def _refuse_budget(settings: Settings, table: Table) -> None:
+  """Refuses a budget that one question may exceed, which finds nothing."""
+  held = settings['tabular']
+  dearest = 1.0
+  if held['unit'] == 'seconds':
+    costs = {held['cost']}
+    if set(held['arms'].split('-')) & set(LADDERS):
+      costs |= {*_each(_laddered(settings)['ladder']['costs'], ',')}
+    dearest = max(float(np.nanmax(_column(table, name))) for name in costs)
+  if held['budget'] < dearest:
+    raise ValueError(
+      f'--config.tabular.budget must be at least {dearest:,g} {held["unit"]}, '
+      f'which one question may take, got {held["budget"]:g}.'
+    )
 
 
 def _refuse_column(table: Table, flag: str, name: str) -> None:
