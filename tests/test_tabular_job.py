@@ -10,6 +10,7 @@ import rich.console
 
 from configs import evolution_nb201, nsga_nb201, robot_nb201
 from jaxnas import jobs, workdir
+from jaxnas.jobs.tabular import results
 from jaxnas.spaces import nas_bench_201
 
 TIMED = ('compilations', 'seconds', 'compiling')
@@ -139,6 +140,20 @@ def test_fronts_have_their_hypervolume_and_picture(table, tmp_path):
   for row in summary['arms'].values():
     assert 0.5 < row['hypervolume'] <= 1
   assert summary['baselines']['most_parameters']['hypervolume'] < 0.9
+
+
+def test_searches_that_do_not_spend_the_budget_are_named():
+  settings = config('any', tabular__unit='seconds', tabular__budget=12000.0)
+  row = {'test': 9.0, 'std': None, 'interval': None, 'optimum': 0.0}
+  row |= {'queries': 12.0, 'seconds': 1.0, 'searches': 3}
+  rows = {
+    'some_arm': row | {'spent_budget': 0},
+    'it': row | {'spent_budget': 3},
+  }
+  caption = results(rows, settings).caption
+  assert caption.startswith('not all searches spent the budget: some arm (0 of')
+  assert '; --config.tabular.queries' in caption and 'it (' not in caption
+  assert results({'it': rows['it']}, settings).caption is None
 
 
 def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):

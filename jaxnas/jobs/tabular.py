@@ -809,11 +809,21 @@ def _draw(settings, table, path: pathlib.Path, lines, steps) -> None:
 
 
 def results(rows: dict[str, Any], settings: Settings) -> rich.table.Table:
-  """The table of results: one row for each arm."""
+  """The table of results: a row for each arm, and which fell short."""
   held = settings['tabular']
+  short = [
+    f'{name.replace("_", " ")} ({row["spent_budget"]} of {row["searches"]})'
+    for name, row in rows.items()
+    if row['spent_budget'] < row['searches']
+  ]
   table = rich.table.Table(
     title=f'{held["report"]} at {held["budget"]:,g} {held["unit"]}'
   )
+  if short:
+    table.caption = (
+      f'not all searches spent the budget: {", ".join(short)}; '
+      '--config.tabular.queries is what they may ask'
+    )
   table.add_column('search')
   for title in ('mean', 'std', '95 % of mean', 'optimum', 'queries', 'seconds'):
     table.add_column(title, justify='right', no_wrap=True)
