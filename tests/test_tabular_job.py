@@ -10,8 +10,9 @@ import rich.console
 
 from configs import evolution_nb201, nsga_nb201, robot_nb201
 from jaxnas import jobs, workdir
-from jaxnas.jobs.tabular import results
-from jaxnas.spaces import nas_bench_201
+from jaxnas.base import Table
+from jaxnas.jobs.tabular import SEARCHES, results
+from jaxnas.spaces import nas_bench_101, nas_bench_201
 
 TIMED = ('compilations', 'seconds', 'compiling')
 
@@ -30,6 +31,7 @@ def table(tmp_path_factory):
     test_ep200=70 + 10 * size,
     train_time_ep12_s=np.full(15_625, 100.0),
     several=np.zeros((15_625, 3)),
+    nothing=np.full(15_625, np.nan),
     good=size + rng.normal(scale=0.1, size=15_625),
     odd=np.where(rng.random(15_625) < 0.1, np.nan, rng.random(15_625)),
   )
@@ -183,6 +185,26 @@ def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
   assert rows['most_good']['test'] > rows['most_odd']['test']
   assert summary['arms']['robot_extremes']['test'] > rows['most_odd']['test']
   assert 'most good' in text
+
+
+def test_robot_needs_a_pool_that_can_be_listed(table, tmp_path):
+  settings = config(
+    table,
+    robot_nb201,
+    tabular__arms='robot',
+    predicted__columns='good,nothing',
+  )
+  settings.more = ''
+  with pytest.raises(ValueError, match='no network has all of good, nothing'):
+    ran(settings, tmp_path / 'run')
+  space = nas_bench_101.space(
+    nas_bench_101.codes(nas_bench_101.enumerate_cells(3))
+  )
+  settings.predicted.columns = 'good'
+  small = Table(space, {name: np.ones(6) for name in ('good', 'val_ep12')})
+  with pytest.raises(ValueError, match='nb101 are not listed: 509,607,936 gen'):
+    SEARCHES['robot'](jobs.resolve(settings), small)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Stages of array searches, and the searches that are chains of them."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -384,6 +386,14 @@ def test_genotypes_are_drawn_until_accepted(toy):
   # One that never is accepted comes to an end.
   never = trials.accepted(toy.space, lambda g: False, tries=5)
   assert never(jax.random.key(0), held).shape == (1, 6)
+
+
+def test_a_space_too_large_to_count_crosses_by_its_own(monkeypatch):
+  """The number of its genotypes overflows 64 bits, to 0, which its size is."""
+  space = spaces.cell.space(spaces.cell.AMOEBANET)
+  module = importlib.import_module('jaxnas.algorithms.array_nsga')
+  monkeypatch.setattr(module, 'two_point', lambda: pytest.fail('not its'))
+  algorithms.array_nsga(space, trials.ask(trials.sampled(space)))
 
 
 @pytest.mark.slow

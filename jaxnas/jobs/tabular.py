@@ -66,6 +66,8 @@ LADDER = {
 }
 # Points of a curve.
 _GRID = 200
+# Genotypes that are listed at most.
+_LISTED = 2**20
 # Of the two objectives of fronts: no accuracy at all, and half as much again as
 # the largest network costs.
 _MARGIN = 1.5
@@ -267,6 +269,10 @@ def _robot(scale: Callable[[Any], jax.Array]) -> Callable[..., Arm]:
   def arm(settings: Settings, table: Table) -> Arm:
     names = _columns(settings)
     known = np.isfinite(np.stack([_column(table, name) for name in names]))
+    if not known.all(axis=0).any():
+      raise ValueError(
+        f'--config.predicted.columns: no network has all of {", ".join(names)}.'
+      )
     pool = _genotypes(table)[known.all(axis=0)]
     total = settings['tabular']['queries']
     stage = algorithms.robot(
@@ -345,8 +351,14 @@ def _flat(rungs: slice) -> Callable[..., Arm]:
 
 def _genotypes(table: Table) -> np.ndarray:
   """One genotype of every network of a small space."""
-  options = table.space.options
-  every = np.stack(np.unravel_index(np.arange(math.prod(options)), options), 1)
+  options, count = table.space.options, math.prod(table.space.options)
+  if count > _LISTED:
+    raise ValueError(
+      '--config.tabular.arms: robot ranks all networks, and those of '
+      f'{table.space.name} are not listed: {count:,} genotypes are more than '
+      f'{_LISTED:,}; take `algorithms.robot` with a pool.'
+    )
+  every = np.stack(np.unravel_index(np.arange(count), options), 1)
   index = np.asarray(jax.jit(jax.vmap(table.space.index))(every))
   found = np.zeros((table.space.size, len(options)), np.int32)
   found[index[index >= 0]] = every[index >= 0]
