@@ -11,7 +11,7 @@ import rich.console
 from configs import evolution_nb201, nsga_nb201, robot_nb201
 from jaxnas import jobs, workdir
 from jaxnas.base import Table
-from jaxnas.jobs.tabular import SEARCHES, results
+from jaxnas.jobs.tabular import SEARCHES, read, results
 from jaxnas.spaces import nas_bench_101, nas_bench_201
 
 TIMED = ('compilations', 'seconds', 'compiling')
@@ -185,6 +185,21 @@ def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
   assert rows['most_good']['test'] > rows['most_odd']['test']
   assert summary['arms']['robot_extremes']['test'] > rows['most_odd']['test']
   assert 'most good' in text
+
+
+def test_a_file_of_the_same_columns_is_joined_by_a_prefix(table, tmp_path):
+  with np.load(table) as file:
+    held = dict(file)
+  other = tmp_path / 'other.npz'
+  np.savez(other, ops=held['ops'], test_ep200=held['test_ep200'] - 20)
+  settings = config(table, more=str(other))
+  with pytest.raises(ValueError, match='test_ep200.*differs.*PREFIX=FILE'):
+    read(jobs.resolve(settings))
+  settings.more = f'its_={other}'
+  settings.tabular.report = 'its_test_ep200'
+  columns = read(jobs.resolve(settings)).columns
+  first, second = columns['test_ep200'], columns['its_test_ep200']
+  np.testing.assert_allclose(second, first - 20, rtol=1e-5)
 
 
 def test_robot_needs_a_pool_that_can_be_listed(table, tmp_path):

@@ -499,7 +499,7 @@ def read(settings: Settings) -> Table:
     ValueError: for a file that is no table, or lacks a column.
   """
   held = settings['tabular']
-  table = spaces.load(settings['table'], *_each(settings['more'], ','))
+  table = _loaded(settings)
   if table.space.name == spaces.nas_bench_201.space().name:
     table = spaces.nas_bench_201.priced(table, held['classes'])
   for name in ('signal', 'cost', 'report', *less(settings)):
@@ -521,6 +521,22 @@ def read(settings: Settings) -> Table:
     )
   _refuse_budget(settings, table)
   return table
+
+
+def _loaded(settings: Settings) -> Table:
+  """The files of `table` and `more`, prefixed where that says so."""
+  plain, named = [], []
+  for each in _each(settings['more'], ','):
+    prefix, equals, file = each.partition('=')
+    if equals and prefix.isidentifier():
+      named.append((prefix, file))
+    else:
+      plain.append(each)
+  table = spaces.load(settings['table'], *plain)
+  others = (
+    spaces.tables.prefixed(spaces.load(file), prefix) for prefix, file in named
+  )
+  return spaces.tables.join(table, *others)
 
 
 def _refuse_budget(settings: Settings, table: Table) -> None:

@@ -395,7 +395,8 @@ def load(
       if key in columns and not _same(columns[key], placed):
         raise ValueError(
           f'{path}: column {key!r} differs from that of a file before it; load '
-          'them by themselves and join them with `prefixed` names.'
+          'them by themselves and join them with `prefixed` names, in a job by '
+          '--config.more=PREFIX=FILE.'
         )
       columns[key] = placed
   return Table(space, columns)
