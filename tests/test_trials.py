@@ -420,6 +420,34 @@ def test_children_may_be_larger_than_a_start_unless_dropped(toy):
   assert np.nanmax(sizes(True)) < 3
 
 
+@pytest.mark.slow
+def test_an_early_exit_costs_less_the_lower_it_is(toy):
+  """Of what is first asked, and of the whole search."""
+  size = toy.columns['size']
+  table = toy._replace(columns={**toy.columns, 'seconds': 1.0 + size})
+  query = trials.query(table, 'score', cost='seconds', also={'size': 'size'})
+
+  def cost(below, key):
+    stage = algorithms.eeea(
+      table.space,
+      query,
+      lambda genotype: size[table.space.index(genotype)] < below,
+      size=8,
+      less=('size',),
+    )
+    start = trials.start(table.space, 24, metrics=('size',))
+    spent = rounds(key, stage, start, 3)[0].metrics['cost']
+    return jnp.nansum(spent[:8]), jnp.nansum(spent)
+
+  keys = jax.random.split(jax.random.key(0), 50)
+  of_keys = jax.vmap(cost, (None, 0))
+  # Everything is below 10, and 2 leaves the smallest 4 of 64.
+  below = jnp.array([10.0, 6.0, 4.0, 2.0])
+  for found in jax.jit(jax.vmap(of_keys, (0, None)))(below, keys):
+    means = np.asarray(found).mean(axis=1)
+    assert (np.diff(means) < -0.05 * means[0]).all()
+
+
 def at_budget(stage, table, slots, generations, searches=300, budget=12_000.0):
   """The networks that many searches have found when the time is up."""
 
