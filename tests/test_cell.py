@@ -96,6 +96,24 @@ def test_laws_of_the_spaces(name):
   testing.check_array_space(space, jax.random.key(1), samples=20)
 
 
+@pytest.mark.parametrize('name', ['darts', 'nasnet'])
+def test_crossover_on_a_shortest_path(name):
+  grammar = GRAMMARS[name]
+  cross = cell.shortest_path_crossover(grammar)
+  space = cell.space(grammar)._replace(crossover=cross)
+  testing.check_array_space(space, jax.random.key(1), samples=20)
+  keys = jax.random.split(jax.random.key(0), 128)
+  some = np.asarray(jax.jit(jax.vmap(space.sample))(keys))
+  other = np.roll(some, 1, axis=0)
+  child = np.asarray(jax.jit(jax.vmap(cross))(keys, some, other))
+  assert legal(grammar, child).all()
+  assert ((child == some) | (child == other)).all()
+  half = ((some != other).sum(axis=1) + 1) // 2
+  taken = (child != some).sum(axis=1)
+  assert (taken <= half).all() and taken.mean() > 0.75 * half.mean()
+  assert (taken == half).all() == (not grammar.distinct)
+
+
 def test_samples_of_darts_are_uniform_over_pairs_of_states():
   keys = jax.random.split(jax.random.key(1), 4000)
   some = jax.jit(jax.vmap(cell.space(cell.DARTS).sample))(keys)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxnas import spaces, testing
 from jaxnas.base import Table
-from jaxnas.spaces import convert, nas_bench_201, tables, tabular
+from jaxnas.spaces import cell, convert, nas_bench_201, tables, tabular
 
 SPACES = {
   'nas_bench_201': nas_bench_201.space,
@@ -75,6 +75,34 @@ def test_an_edit_changes_one_position(space):
   features = np.asarray(space.encode(one[0]))
   assert features.sum() == len(space.options)
   assert len(features) == sum(space.options)
+
+
+@pytest.mark.parametrize('name', ['transnas_micro', 'transnas_macro'])
+def test_crossover_on_a_shortest_path_takes_half_of_what_differs(name):
+  space = SPACES[name]()
+  cross = tabular.shortest_path_crossover(space)
+  testing.check_array_space(space._replace(crossover=cross), jax.random.key(0))
+
+  @jax.jit
+  @jax.vmap
+  def drawn(key):
+    keys = jax.random.split(key, 3)
+    one, two = space.sample(keys[0]), space.sample(keys[1])
+    return one, two, cross(keys[2], one, two), cross(keys[2], one, one)
+
+  one, two, child, same = map(
+    np.asarray, drawn(jax.random.split(jax.random.key(0), 300))
+  )
+  assert ((child == one) | (child == two)).all() and (same == one).all()
+  apart, taken = (one != two).sum(axis=1), (child != one).sum(axis=1)
+  half = np.where(apart < 2, 0, (apart + 1) // 2)
+  if space.size == np.prod(space.options):
+    assert (taken == half).all()
+  else:  # Where no child is legal it is the first parent.
+    assert ((taken == half) | (taken == 0)).all()
+    assert (taken == half).mean() > 0.9
+  # Every position may be the one that is taken.
+  assert (child != one).any(axis=0).all()
 
 
 def test_an_index_tells_all_networks_apart(space):
@@ -152,6 +180,10 @@ def test_below_is_exact(bits, bound):
     (lambda: nas_bench_201.flops([0.5] * 6), r'whole numbers .* \[0.5, 0.5'),
     (lambda: nas_bench_201.parse('|none~0|'), 'is no cell'),
     (lambda: nas_bench_201.parse(RESNET.replace('~1', '~2')), 'is no cell'),
+    (
+      lambda: tabular.shortest_path_crossover(cell.space(cell.DARTS)),
+      'darts does not number its networks; take `cell',
+    ),
     (
       lambda: nas_bench_201.flops(np.zeros(6, int), side=24),
       'must be 32 or 16',

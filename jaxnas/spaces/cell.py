@@ -455,14 +455,7 @@ def space(grammar: Grammar) -> ArraySpace:
 
   def crossover(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
     child = jnp.where(jax.random.bernoulli(key, shape=a.shape), b, a)
-    if not grammar.distinct:
-      return child
-    rows, first = blocks(grammar, child), blocks(grammar, jnp.asarray(a))
-    clash = rows[..., 0] == rows[..., 2]
-    for gene in (0, 2):
-      kept = jnp.where(clash, first[..., gene], rows[..., gene])
-      rows = rows.at[..., gene].set(kept)
-    return rows.reshape(-1)
+    return _repaired(grammar, child, a)
 
   return ArraySpace(
     grammar.name,
@@ -475,6 +468,47 @@ def space(grammar: Grammar) -> ArraySpace:
     _encoder(grammar),
     lambda genotype: jnp.int32(-1),
   )
+
+
+def _repaired(grammar: Grammar, child: jax.Array, a: jax.Array) -> jax.Array:
+  """The child with the states of the first parent where they must differ."""
+  if not grammar.distinct:
+    return child
+  rows, first = blocks(grammar, child), blocks(grammar, jnp.asarray(a))
+  clash = rows[..., 0] == rows[..., 2]
+  for gene in (0, 2):
+    kept = jnp.where(clash, first[..., gene], rows[..., gene])
+    rows = rows.at[..., gene].set(kept)
+  return rows.reshape(-1)
+
+
+def shortest_path_crossover(
+  grammar: Grammar,
+) -> Callable[[Key, jax.Array, jax.Array], jax.Array]:
+  """A cell half way on a shortest path of edits from one parent to the other.
+
+  A random half of the genes in which the parents differ are taken from the
+  second (`tabular.half_way`), except that states that must differ and would not
+  are both the first parent's. Edges and blocks are compared as they are
+  written, not matched.
+
+  Args:
+    grammar: the family.
+
+  Returns:
+    A function of key and two (L,) genotypes, for `space._replace(crossover=)`.
+
+  Example:
+    >>> small = Grammar('small', ('skip', 'sep3'), blocks=2, cells=1)
+    >>> cross = shortest_path_crossover(small)
+    >>> int(cross(jax.random.key(0), jnp.zeros(8, int), jnp.ones(8, int)).sum())
+    4
+  """
+
+  def cross(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
+    return _repaired(grammar, tabular.half_way(key, a, b), a)
+
+  return cross
 
 
 def edge_mutation(
