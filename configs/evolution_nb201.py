@@ -47,7 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
   # random, evolution, local, reinforce, nsga, eeea, joined by '-'.
   config.tabular.arms = 'random-evolution-local-reinforce'
   config.tabular.searches = 500
-  # Columns: searched by, charged by ('' for nothing), reported.
+  # Columns: searched by, charged by ('' for nothing), reported; of one seed by
+  # its place, such as val_ep200_seeds:0.
   config.tabular.signal = 'val_ep12'
   config.tabular.cost = 'train_time_ep12_s'
   config.tabular.report = 'test_ep200'

@@ -398,6 +398,16 @@ def test_columns_are_told_apart():
     tables.column(table, 'two')
   with pytest.raises(ValueError, match='one number for each'):
     tables.column(table, 'three')
+  with pytest.raises(ValueError, match="or one of them by 'three:0'"):
+    tables.column(table, 'three')
+  with pytest.raises(ValueError, match="no seed '3', its seeds are 0 to 2"):
+    tables.column(table, 'three:3')
+  with pytest.raises(ValueError, match="no seed '-1', its seeds are 0 to 2"):
+    tables.column(table, 'three:-1')
+  with pytest.raises(ValueError, match="no seed '0', it is of no seeds"):
+    tables.column(table, 'one:0')
+  with pytest.raises(KeyError, match="no column 'two:0'"):
+    tables.column(table, 'two:0')
   with pytest.raises(ValueError, match='more than one table has one, three'):
     tables.join(table, table)
   with pytest.raises(ValueError, match='tables are of nas_bench_201 and'):

@@ -202,6 +202,16 @@ def test_a_file_of_the_same_columns_is_joined_by_a_prefix(table, tmp_path):
   np.testing.assert_allclose(second, first - 20, rtol=1e-5)
 
 
+def test_a_seed_of_a_column_is_searched_by(table):
+  settings = config(table, tabular__signal='several:2')
+  assert 'several' in read(jobs.resolve(settings)).columns
+  settings.tabular.signal = 'several:3'
+  with pytest.raises(
+    ValueError, match="signal: .*no seed '3', its seeds are 0"
+  ):
+    read(jobs.resolve(settings))
+
+
 def test_robot_needs_a_pool_that_can_be_listed(table, tmp_path):
   settings = config(
     table,

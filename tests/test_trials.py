@@ -66,6 +66,14 @@ def test_a_query_looks_up_and_appends(toy):
   assert int(held.spent.evaluations) == 2
 
 
+def test_a_query_may_be_of_one_seed(toy):
+  score = toy.columns['score']
+  columns = {'seeds': jnp.stack([score, score + 0.5], axis=1)}
+  query = trials.query(toy._replace(columns=columns), 'seeds:1')
+  held = asked(toy.space, query, [[1] * 6])
+  assert float(held.metrics['fitness'][0]) == 6.5
+
+
 def test_a_full_search_asks_nothing_more(toy):
   query = trials.query(toy, 'score')
   held = asked(toy.space, query, [[0] * 6] * 3, slots=4)

@@ -446,7 +446,8 @@ def query(
   Args:
     table: the measurements.
     signal: the column that is `fitness`, of which more is better: a validation
-      column. The test column is for reports, by the index of `incumbents`.
+      column, such as `'val_ep12'`, or `'val_ep200_seeds:0'` of one seed. The
+      test column is for reports, by the index of `incumbents`.
     cost: the column that is `cost`, in seconds; None for none.
     also: further metrics and their columns; `start` has to be told their
       names.
