@@ -498,6 +498,29 @@ def test_official_releases_are_converted(tmp_path, cells, kind):
   assert hundred['val_ep200'].tolist() == [72.5, 73.5]
 
 
+def test_latencies_are_converted(tmp_path, cells):
+  """All cells in the layout of HW-NAS-Bench, to a table that can be loaded."""
+  every = nas_bench_201.genotypes()[::-1]
+  config = [{'arch_str': nas_bench_201.text(cell)} for cell in every]
+  place = np.arange(15_625.0)
+
+  def of(by):
+    return {'a_latency': (place * by).tolist(), 'config': config}
+
+  path, out = tmp_path / 'hw.pickle', tmp_path / 'hw.npz'
+  held = {'nasbench201': {'cifar10': of(1.0), 'cifar100': of(2.0)}, 'fbnet': {}}
+  path.write_bytes(pickle.dumps(held))
+  convert.main([str(path), 'hardware', str(out)])
+  columns = spaces.load(out).columns
+  assert set(columns) == {'a_latency_cifar10', 'a_latency_cifar100'}
+  # Cells were written from the last to the first.
+  assert float(columns['a_latency_cifar100'][0]) == 2 * 15_624
+  for wrong in ({'fbnet': {}}, {'nasbench201': {}}, [1], cells, Evil()):
+    path.write_bytes(pickle.dumps(wrong))
+    with pytest.raises(ValueError, match='not the file of HW-NAS-Bench'):
+      convert.hardware(str(path))
+
+
 class Evil:
   def __reduce__(self):
     return os.system, ('true',)
