@@ -120,13 +120,17 @@ def run(
     key: of the whole search.
     stage: what a generation does.
     population: the first population, or a saved one.
-    until: the total number of generations, or `until(population) -> bool`.
+    until: the total number of generations, 0 for none, or
+      `until(population) -> bool`.
     state: the stage's saved state; None for `stage.init(population)`.
     after: called with population and state after each generation, to save
       and to report.
 
   Returns:
     The last population, and the stage's state.
+
+  Raises:
+    ValueError: for a negative number of generations.
 
   Example:
     >>> from jaxnas import base, combine
@@ -137,6 +141,7 @@ def run(
   """
   if not callable(until):
     total = until
+    _refuse_negative('run: until', total)
 
     def until(population):
       return population.generation >= total
@@ -158,6 +163,11 @@ def run(
     if after is not None:
       after(population, state)
   return population, state
+
+
+def _refuse_negative(name: str, count: int) -> None:
+  if count < 0:
+    raise ValueError(f'{name} must be at least 0, got {count!r}.')
 
 
 def rounds(
@@ -183,6 +193,9 @@ def rounds(
   Returns:
     The last population, and what `look` saw, with a leading axis of
     generations.
+
+  Raises:
+    ValueError: for a negative count.
 
   Example:
     >>> from jaxnas import base, combine
@@ -220,7 +233,11 @@ def further(
 
   Returns:
     The last population, the stage's state, and what `look` saw.
+
+  Raises:
+    ValueError: for a negative count.
   """
+  _refuse_negative('rounds: count', count)
 
   def step(carry, generation):
     population, state = carry

@@ -96,6 +96,24 @@ def test_laws_of_the_spaces(name):
   testing.check_array_space(space, jax.random.key(1), samples=20)
 
 
+@pytest.mark.parametrize('name', ['darts', 'nasnet'])
+def test_crossover_on_a_shortest_path(name):
+  grammar = GRAMMARS[name]
+  cross = cell.shortest_path_crossover(grammar)
+  space = cell.space(grammar)._replace(crossover=cross)
+  testing.check_array_space(space, jax.random.key(1), samples=20)
+  keys = jax.random.split(jax.random.key(0), 128)
+  some = np.asarray(jax.jit(jax.vmap(space.sample))(keys))
+  other = np.roll(some, 1, axis=0)
+  child = np.asarray(jax.jit(jax.vmap(cross))(keys, some, other))
+  assert legal(grammar, child).all()
+  assert ((child == some) | (child == other)).all()
+  half = ((some != other).sum(axis=1) + 1) // 2
+  taken = (child != some).sum(axis=1)
+  assert (taken <= half).all() and taken.mean() > 0.75 * half.mean()
+  assert (taken == half).all() == (not grammar.distinct)
+
+
 def test_samples_of_darts_are_uniform_over_pairs_of_states():
   keys = jax.random.split(jax.random.key(1), 4000)
   some = jax.jit(jax.vmap(cell.space(cell.DARTS).sample))(keys)
@@ -177,5 +195,15 @@ def test_bad_input_is_refused():
     cell.parse(cell.DARTS, 'skip:0 ' * 8, 'skip:0 skip:1 ' * 4)
   with pytest.raises(ValueError, match='side by side'):
     cell.params(cell.NASNET, np.tile([0, 0, 0, 0, 1], 10))
-  with pytest.raises(ValueError, match='shape'):
+  with pytest.raises(ValueError, match=r'params: .* got shape \(31,\)'):
     cell.params(cell.DARTS, np.zeros(31, int))
+  grammar, genotype = cell.named('darts_v2')
+  for place, value in ((1, 30), (1, -1), (0, 50)):
+    wrong = genotype.copy()
+    wrong[place] = value
+    with pytest.raises(ValueError, match=rf'in \(2, 7, .* got \[.*{value}, '):
+      cell.params(grammar, wrong)
+  wrong = genotype.copy()
+  wrong[2] = wrong[0]
+  with pytest.raises(ValueError, match=r'read different states, got \[0, 3, 0'):
+    cell.params(grammar, wrong)

@@ -268,8 +268,22 @@ def test_without_norms_a_network_is_homogeneous(nets):
 
 
 def test_bad_input_is_refused(nets):
-  with pytest.raises(ValueError, match='ops in 0..4'):
+  with pytest.raises(ValueError, match=r'in 0..4, got \[5, 5, 5'):
     cell_networks.nas_bench_201([5] * 6)
+  for name in ('used', 'flops'):
+    with pytest.raises(ValueError, match=rf'{name}: .* in 0..4, got \[9, 9'):
+      getattr(nets[0]['mask'], name)([9] * 6)
+  with pytest.raises(ValueError, match=r'apply: .* in 0..4, got \[9, 9'):
+    nets[0]['mask'].apply(nets[1], [9] * 6, jnp.zeros((1, 8, 8, 3)))
+  for place, op in ((21, 7), (25, -1)):
+    wrong = np.asarray(INCEPTION).copy()
+    wrong[place] = op
+    with pytest.raises(ValueError, match=f'nas_bench_101: .* got .*{op}'):
+      cell_networks.nas_bench_101(wrong)
+  with pytest.raises(ValueError, match=r'26 whole .* got shape \(20,\)'):
+    cell_networks.nas_bench_101(wrong[:20])
+  with pytest.raises(ValueError, match=r'darts: .* got shape \(31,\)'):
+    cell_networks.darts(cell.DARTS, cell.named('darts_v2')[1][:31])
   with pytest.raises(ValueError, match='not legal'):
     cell_networks.nas_bench_101(bench101.cell('0-1'))
   with pytest.raises(ValueError, match='even'):

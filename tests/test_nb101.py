@@ -265,7 +265,21 @@ def test_the_space_keeps_the_laws(table):
   testing.check_array_space(table.space, jax.random.key(0), samples=20)
 
 
+def test_what_is_not_of_the_options_is_not_legal():
+  whole = bench.cell('0-1 1-6', 'conv3x3')
+  wrong = jnp.stack([whole.at[21].set(7), whole.at[22].set(-1)])
+  assert not legal(wrong).any()
+  assert (bench.codes(wrong) == np.iinfo(np.int32).max).all()
+  # An operation of 7 would be read as one of the next vertex.
+  small = bench.space(bench.codes(bench.enumerate_cells(3)))
+  assert jax.vmap(small.index)(wrong).tolist() == [-1, -1]
+
+
 def test_bad_input_is_refused():
+  with pytest.raises(ValueError, match=r'param_count: .* got shape \(20,\)'):
+    bench.param_count(jnp.zeros(20, int))
+  with pytest.raises(ValueError, match='graph_hash: .* got .*7'):
+    bench.graph_hash(bench.cell('0-6').at[21].set(7))
   with pytest.raises(ValueError, match='source < target'):
     bench.cell('3-1')
   with pytest.raises(ValueError, match='2 to 7'):

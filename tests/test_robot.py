@@ -101,6 +101,8 @@ def test_what_is_refused(toy):
     algorithms.robot(table, query, (), pool)
   with pytest.raises(KeyError, match="no column 'synflow'"):
     algorithms.robot(table, query, ('synflow',), pool)
+  with pytest.raises(ValueError, match='the pool is empty'):
+    algorithms.robot(table, query, ('one',), pool[:0])
   with pytest.raises(ValueError, match=r'\[9, 0, 0, 0\], which is not in toy'):
     algorithms.robot(table, query, ('one',), np.array([[9, 0, 0, 0]]))
   with pytest.raises(ValueError, match=r'and \(A, M\), got \(256, 4\)'):
@@ -111,7 +113,7 @@ def test_what_is_refused(toy):
 def test_acceptance_on_nas_bench_201(tables_with):
   """20 questions: above random search, and close to the best metric alone.
 
-  On the 9,445 networks that have the paper's metrics, as ranks.
+  On the 9,444 networks that have the paper's metrics, as ranks.
   """
   files = ('nb201_cifar10.npz', 'nb201_proxies_cifar10.npz')
   folder = tables_with(*files)

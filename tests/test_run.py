@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxnas import base, combine
-from jaxnas.run import count_compilations, covered, run, watch_compiler
+from jaxnas.run import (
+  count_compilations,
+  covered,
+  rounds,
+  run,
+  watch_compiler,
+)
 
 KEY = jax.random.key(3)
 
@@ -26,6 +32,15 @@ def test_until_is_a_total():
   again, held = run(KEY, walk(), population, 3, state=state)
   assert population.generation == state == 3
   assert again == population and held == state
+
+
+def test_no_generations_are_none_and_fewer_are_refused():
+  first = base.Population((0.0,))
+  assert run(KEY, walk(), first, 0)[0] == first
+  with pytest.raises(ValueError, match='run: until must be at least 0, got -1'):
+    run(KEY, walk(), first, -1)
+  with pytest.raises(ValueError, match='rounds: count must be .* 0, got -2'):
+    rounds(KEY, walk(), first, -2)
 
 
 def test_a_run_continued_is_the_run():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxnas import spaces, testing
 from jaxnas.base import Table
-from jaxnas.spaces import convert, nas_bench_201, tables, tabular
+from jaxnas.spaces import cell, convert, nas_bench_201, tables, tabular
 
 SPACES = {
   'nas_bench_201': nas_bench_201.space,
@@ -75,6 +75,34 @@ def test_an_edit_changes_one_position(space):
   features = np.asarray(space.encode(one[0]))
   assert features.sum() == len(space.options)
   assert len(features) == sum(space.options)
+
+
+@pytest.mark.parametrize('name', ['transnas_micro', 'transnas_macro'])
+def test_crossover_on_a_shortest_path_takes_half_of_what_differs(name):
+  space = SPACES[name]()
+  cross = tabular.shortest_path_crossover(space)
+  testing.check_array_space(space._replace(crossover=cross), jax.random.key(0))
+
+  @jax.jit
+  @jax.vmap
+  def drawn(key):
+    keys = jax.random.split(key, 3)
+    one, two = space.sample(keys[0]), space.sample(keys[1])
+    return one, two, cross(keys[2], one, two), cross(keys[2], one, one)
+
+  one, two, child, same = map(
+    np.asarray, drawn(jax.random.split(jax.random.key(0), 300))
+  )
+  assert ((child == one) | (child == two)).all() and (same == one).all()
+  apart, taken = (one != two).sum(axis=1), (child != one).sum(axis=1)
+  half = np.where(apart < 2, 0, (apart + 1) // 2)
+  if space.size == np.prod(space.options):
+    assert (taken == half).all()
+  else:  # Where no child is legal it is the first parent.
+    assert ((taken == half) | (taken == 0)).all()
+    assert (taken == half).mean() > 0.9
+  # Every position may be the one that is taken.
+  assert (child != one).any(axis=0).all()
 
 
 def test_an_index_tells_all_networks_apart(space):
@@ -143,9 +171,19 @@ def test_below_is_exact(bits, bound):
       lambda: tabular.listed('x', (2, 2), np.array([0])),
       r'must be \(size, 2\)',
     ),
-    (lambda: nas_bench_201.text([0, 1, 2]), 'a cell is 6 ops'),
+    (lambda: nas_bench_201.text([0, 1, 2]), r'is 6 .* in 0..4, got shape \(3,'),
+    (lambda: nas_bench_201.text([[1] * 6]), r'text: .* got shape \(1, 6\)'),
+    (lambda: nas_bench_201.canonical([9] * 6), r'canonical: .* got \[9, 9'),
+    (lambda: nas_bench_201.params([9] * 6), r'params: .* got \[9, 9'),
+    (lambda: nas_bench_201.params([1] * 7), r'params: .* got shape \(7,\)'),
+    (lambda: nas_bench_201.flops([[1] * 6, [-1] * 6]), r'flops: .*\[-1, -1'),
+    (lambda: nas_bench_201.flops([0.5] * 6), r'whole numbers .* \[0.5, 0.5'),
     (lambda: nas_bench_201.parse('|none~0|'), 'is no cell'),
     (lambda: nas_bench_201.parse(RESNET.replace('~1', '~2')), 'is no cell'),
+    (
+      lambda: tabular.shortest_path_crossover(cell.space(cell.DARTS)),
+      'darts does not number its networks; take `cell',
+    ),
     (
       lambda: nas_bench_201.flops(np.zeros(6, int), side=24),
       'must be 32 or 16',
@@ -360,6 +398,16 @@ def test_columns_are_told_apart():
     tables.column(table, 'two')
   with pytest.raises(ValueError, match='one number for each'):
     tables.column(table, 'three')
+  with pytest.raises(ValueError, match="or one of them by 'three:0'"):
+    tables.column(table, 'three')
+  with pytest.raises(ValueError, match="no seed '3', its seeds are 0 to 2"):
+    tables.column(table, 'three:3')
+  with pytest.raises(ValueError, match="no seed '-1', its seeds are 0 to 2"):
+    tables.column(table, 'three:-1')
+  with pytest.raises(ValueError, match="no seed '0', it is of no seeds"):
+    tables.column(table, 'one:0')
+  with pytest.raises(KeyError, match="no column 'two:0'"):
+    tables.column(table, 'two:0')
   with pytest.raises(ValueError, match='more than one table has one, three'):
     tables.join(table, table)
   with pytest.raises(ValueError, match='tables are of nas_bench_201 and'):
@@ -448,6 +496,29 @@ def test_official_releases_are_converted(tmp_path, cells, kind):
   assert np.allclose(table['params_m'], 0.559386)
   hundred = convert.convert(str(path), 'cifar100')
   assert hundred['val_ep200'].tolist() == [72.5, 73.5]
+
+
+def test_latencies_are_converted(tmp_path, cells):
+  """All cells in the layout of HW-NAS-Bench, to a table that can be loaded."""
+  every = nas_bench_201.genotypes()[::-1]
+  config = [{'arch_str': nas_bench_201.text(cell)} for cell in every]
+  place = np.arange(15_625.0)
+
+  def of(by):
+    return {'a_latency': (place * by).tolist(), 'config': config}
+
+  path, out = tmp_path / 'hw.pickle', tmp_path / 'hw.npz'
+  held = {'nasbench201': {'cifar10': of(1.0), 'cifar100': of(2.0)}, 'fbnet': {}}
+  path.write_bytes(pickle.dumps(held))
+  convert.main([str(path), 'hardware', str(out)])
+  columns = spaces.load(out).columns
+  assert set(columns) == {'a_latency_cifar10', 'a_latency_cifar100'}
+  # Cells were written from the last to the first.
+  assert float(columns['a_latency_cifar100'][0]) == 2 * 15_624
+  for wrong in ({'fbnet': {}}, {'nasbench201': {}}, [1], cells, Evil()):
+    path.write_bytes(pickle.dumps(wrong))
+    with pytest.raises(ValueError, match='not the file of HW-NAS-Bench'):
+      convert.hardware(str(path))
 
 
 class Evil:

@@ -10,7 +10,9 @@ import rich.console
 
 from configs import econas_nb201, evolution_nb201, nsga_nb201, robot_nb201
 from jaxnas import jobs, workdir
-from jaxnas.spaces import nas_bench_201
+from jaxnas.base import Table
+from jaxnas.jobs.tabular import SEARCHES, read, results
+from jaxnas.spaces import nas_bench_101, nas_bench_201
 
 TIMED = ('compilations', 'seconds', 'compiling')
 
@@ -33,6 +35,7 @@ def table(tmp_path_factory):
     short=np.full(15_625, 1.0),
     long=np.full(15_625, 24.0),
     several=np.zeros((15_625, 3)),
+    nothing=np.full(15_625, np.nan),
     good=size + rng.normal(scale=0.1, size=15_625),
     odd=np.where(rng.random(15_625) < 0.1, np.nan, rng.random(15_625)),
   )
@@ -154,6 +157,20 @@ def test_fronts_have_their_hypervolume_and_picture(table, tmp_path):
   assert summary['baselines']['most_parameters']['hypervolume'] < 0.9
 
 
+def test_searches_that_do_not_spend_the_budget_are_named():
+  settings = config('any', tabular__unit='seconds', tabular__budget=12000.0)
+  row = {'test': 9.0, 'std': None, 'interval': None, 'optimum': 0.0}
+  row |= {'queries': 12.0, 'seconds': 1.0, 'searches': 3}
+  rows = {
+    'some_arm': row | {'spent_budget': 0},
+    'it': row | {'spent_budget': 3},
+  }
+  caption = results(rows, settings).caption
+  assert caption.startswith('not all searches spent the budget: some arm (0 of')
+  assert '; --config.tabular.queries' in caption and 'it (' not in caption
+  assert results({'it': rows['it']}, settings).caption is None
+
+
 def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
   settings = config(
     table,
@@ -183,6 +200,51 @@ def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
   assert 'most good' in text
 
 
+def test_a_file_of_the_same_columns_is_joined_by_a_prefix(table, tmp_path):
+  with np.load(table) as file:
+    held = dict(file)
+  other = tmp_path / 'other.npz'
+  np.savez(other, ops=held['ops'], test_ep200=held['test_ep200'] - 20)
+  settings = config(table, more=str(other))
+  with pytest.raises(ValueError, match='test_ep200.*differs.*PREFIX=FILE'):
+    read(jobs.resolve(settings))
+  settings.more = f'its_={other}'
+  settings.tabular.report = 'its_test_ep200'
+  columns = read(jobs.resolve(settings)).columns
+  first, second = columns['test_ep200'], columns['its_test_ep200']
+  np.testing.assert_allclose(second, first - 20, rtol=1e-5)
+
+
+def test_a_seed_of_a_column_is_searched_by(table):
+  settings = config(table, tabular__signal='several:2')
+  assert 'several' in read(jobs.resolve(settings)).columns
+  settings.tabular.signal = 'several:3'
+  with pytest.raises(
+    ValueError, match="signal: .*no seed '3', its seeds are 0"
+  ):
+    read(jobs.resolve(settings))
+
+
+def test_robot_needs_a_pool_that_can_be_listed(table, tmp_path):
+  settings = config(
+    table,
+    robot_nb201,
+    tabular__arms='robot',
+    predicted__columns='good,nothing',
+  )
+  settings.more = ''
+  with pytest.raises(ValueError, match='no network has all of good, nothing'):
+    ran(settings, tmp_path / 'run')
+  space = nas_bench_101.space(
+    nas_bench_101.codes(nas_bench_101.enumerate_cells(3))
+  )
+  settings.predicted.columns = 'good'
+  small = Table(space, {name: np.ones(6) for name in ('good', 'val_ep12')})
+  with pytest.raises(ValueError, match='nb101 are not listed: 509,607,936 gen'):
+    SEARCHES['robot'](jobs.resolve(settings), small)
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize(
   ('changes', 'error', 'says'),
   [
@@ -192,6 +254,12 @@ def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
     ({'tabular__cost': 'hours'}, ValueError, 'tabular.cost: .*no column'),
     ({'tabular__less': 'watts'}, ValueError, 'tabular.less: .*no column'),
     ({'tabular__budget': 0.0}, ValueError, 'budget must be above 0 queries'),
+    ({'tabular__budget': 0.5}, ValueError, 'at least 1 queries, .*got 0.5'),
+    (
+      {'tabular__unit': 'seconds', 'tabular__budget': 60.0},
+      ValueError,
+      'budget must be at least 100 seconds, which one question may take, got 6',
+    ),
     ({'tabular__budget': 13.0}, ValueError, 'budget is 13 queries, .*ask 12'),
     ({'tabular__unit': 'days'}, ValueError, 'unit must be one of seconds'),
     (

@@ -1,5 +1,7 @@
 """Stages of array searches, and the searches that are chains of them."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,14 @@ def test_a_query_looks_up_and_appends(toy):
   assert np.array_equal(cost[:3], [2, np.nan, 2], equal_nan=True)
   assert np.array_equal(size[:3], [3, np.nan, 9], equal_nan=True)
   assert int(held.spent.evaluations) == 2
+
+
+def test_a_query_may_be_of_one_seed(toy):
+  score = toy.columns['score']
+  columns = {'seeds': jnp.stack([score, score + 0.5], axis=1)}
+  query = trials.query(toy._replace(columns=columns), 'seeds:1')
+  held = asked(toy.space, query, [[1] * 6])
+  assert float(held.metrics['fitness'][0]) == 6.5
 
 
 def test_a_full_search_asks_nothing_more(toy):
@@ -138,6 +148,10 @@ def test_what_a_chain_lacks_is_said(toy):
   twice = combine.chain(*[trials.ask(trials.sampled(toy.space))] * 2)
   with pytest.raises(ValueError, match='1 genotypes are pending'):
     twice.update(jax.random.key(0), held, twice.init(held))
+  short = trials.ask(lambda key, held: jnp.zeros((2, 5), jnp.int32))
+  short = combine.chain(short, query)
+  with pytest.raises(ValueError, match=r'6 whole numbers, got shape \(2, 5\)'):
+    short.update(jax.random.key(0), held, short.init(held))
   with pytest.raises(KeyError, match="no column 'valid', it has score"):
     trials.query(toy, 'valid')
   full = combine.chain(trials.ask(trials.sampled(toy.space, 5)), query)
@@ -382,6 +396,14 @@ def test_genotypes_are_drawn_until_accepted(toy):
   assert never(jax.random.key(0), held).shape == (1, 6)
 
 
+def test_a_space_too_large_to_count_crosses_by_its_own(monkeypatch):
+  """The number of its genotypes overflows 64 bits, to 0, which its size is."""
+  space = spaces.cell.space(spaces.cell.AMOEBANET)
+  module = importlib.import_module('jaxnas.algorithms.array_nsga')
+  monkeypatch.setattr(module, 'two_point', lambda: pytest.fail('not its'))
+  algorithms.array_nsga(space, trials.ask(trials.sampled(space)))
+
+
 @pytest.mark.slow
 def test_children_may_be_larger_than_a_start_unless_dropped(toy):
   query = trials.query(toy, 'score', also={'size': 'size'})
@@ -404,6 +426,34 @@ def test_children_may_be_larger_than_a_start_unless_dropped(toy):
   found = sizes(False)
   assert (found[:10] < 3).all() and np.nanmax(found[10:]) >= 3
   assert np.nanmax(sizes(True)) < 3
+
+
+@pytest.mark.slow
+def test_an_early_exit_costs_less_the_lower_it_is(toy):
+  """Of what is first asked, and of the whole search."""
+  size = toy.columns['size']
+  table = toy._replace(columns={**toy.columns, 'seconds': 1.0 + size})
+  query = trials.query(table, 'score', cost='seconds', also={'size': 'size'})
+
+  def cost(below, key):
+    stage = algorithms.eeea(
+      table.space,
+      query,
+      lambda genotype: size[table.space.index(genotype)] < below,
+      size=8,
+      less=('size',),
+    )
+    start = trials.start(table.space, 24, metrics=('size',))
+    spent = rounds(key, stage, start, 3)[0].metrics['cost']
+    return jnp.nansum(spent[:8]), jnp.nansum(spent)
+
+  keys = jax.random.split(jax.random.key(0), 50)
+  of_keys = jax.vmap(cost, (None, 0))
+  # Everything is below 10, and 2 leaves the smallest 4 of 64.
+  below = jnp.array([10.0, 6.0, 4.0, 2.0])
+  for found in jax.jit(jax.vmap(of_keys, (0, None)))(below, keys):
+    means = np.asarray(found).mean(axis=1)
+    assert (np.diff(means) < -0.05 * means[0]).all()
 
 
 def at_budget(stage, table, slots, generations, searches=300, budget=12_000.0):

@@ -1,5 +1,6 @@
 """NSGA-II on arrays, and EEEA-Net's start of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,7 +112,7 @@ def array_nsga(
       f'array_nsga: size must be at least 2 and less name a metric, got '
       f'{size!r} and {less!r}.'
     )
-  free = space.size == np.prod(space.options, dtype=np.int64)
+  free = space.size == math.prod(space.options)
   cross = two_point() if free else space.crossover
   mutate = scattered(space) if free else space.mutate
   parents = selection.crowded_tournament(2, count=2 * size)

@@ -50,8 +50,8 @@ def robot(
     A stage; `2 * total - 1` generations use as many slots of trials.
 
   Raises:
-    ValueError: for a total below two, no metric, or a pool with a genotype
-      that is not of the space.
+    ValueError: for a total below two, no metric, or a pool that is empty or has
+      a genotype that is not of the space.
     KeyError: for a column that the table has not.
 
   Example:
@@ -76,6 +76,10 @@ def robot(
       f'{total!r} and {tuple(columns)!r}.'
     )
   pool = np.asarray(pool)
+  if not len(pool):
+    raise ValueError(
+      'robot: the pool is empty; give genotypes to choose among.'
+    )
   index = np.asarray(jax.jit(jax.vmap(table.space.index))(pool))
   if (index < 0).any():
     strange = pool[np.flatnonzero(index < 0)[0]].tolist()

@@ -77,6 +77,8 @@ LADDER = {
 _EPOCHS = re.compile(r'(?<![a-z])ep(\d+)')
 # Points of a curve.
 _GRID = 200
+# Genotypes that are listed at most.
+_LISTED = 2**20
 # Of the two objectives of fronts: no accuracy at all, and half as much again as
 # the largest network costs.
 _MARGIN = 1.5
@@ -278,6 +280,10 @@ def _robot(scale: Callable[[Any], jax.Array]) -> Callable[..., Arm]:
   def arm(settings: Settings, table: Table) -> Arm:
     names = _columns(settings)
     known = np.isfinite(np.stack([_column(table, name) for name in names]))
+    if not known.all(axis=0).any():
+      raise ValueError(
+        f'--config.predicted.columns: no network has all of {", ".join(names)}.'
+      )
     pool = _genotypes(table)[known.all(axis=0)]
     total = settings['tabular']['queries']
     stage = algorithms.robot(
@@ -356,8 +362,14 @@ def _flat(rungs: slice) -> Callable[..., Arm]:
 
 def _genotypes(table: Table) -> np.ndarray:
   """One genotype of every network of a small space."""
-  options = table.space.options
-  every = np.stack(np.unravel_index(np.arange(math.prod(options)), options), 1)
+  options, count = table.space.options, math.prod(table.space.options)
+  if count > _LISTED:
+    raise ValueError(
+      '--config.tabular.arms: robot ranks all networks, and those of '
+      f'{table.space.name} are not listed: {count:,} genotypes are more than '
+      f'{_LISTED:,}; take `algorithms.robot` with a pool.'
+    )
+  every = np.stack(np.unravel_index(np.arange(count), options), 1)
   index = np.asarray(jax.jit(jax.vmap(table.space.index))(every))
   found = np.zeros((table.space.size, len(options)), np.int32)
   found[index[index >= 0]] = every[index >= 0]
@@ -509,7 +521,7 @@ def read(settings: Settings) -> Table:
       ladder whose rungs would be paid back.
   """
   held = settings['tabular']
-  table = spaces.load(settings['table'], *_each(settings['more'], ','))
+  table = _loaded(settings)
   if table.space.name == spaces.nas_bench_201.space().name:
     table = spaces.nas_bench_201.priced(table, held['classes'])
   for name in ('signal', 'cost', 'report', *less(settings)):
@@ -531,7 +543,40 @@ def read(settings: Settings) -> Table:
       '--config.tabular.arms: eeea needs the column params, which the table of '
       f'{table.space.name} has not.'
     )
+  _refuse_budget(settings, table)
   return table
+
+
+def _loaded(settings: Settings) -> Table:
+  """The files of `table` and `more`, prefixed where that says so."""
+  plain, named = [], []
+  for each in _each(settings['more'], ','):
+    prefix, equals, file = each.partition('=')
+    if equals and prefix.isidentifier():
+      named.append((prefix, file))
+    else:
+      plain.append(each)
+  table = spaces.load(settings['table'], *plain)
+  others = (
+    spaces.tables.prefixed(spaces.load(file), prefix) for prefix, file in named
+  )
+  return spaces.tables.join(table, *others)
+
+
+def _refuse_budget(settings: Settings, table: Table) -> None:
+  """Refuses a budget that one question may exceed, which finds nothing."""
+  held = settings['tabular']
+  dearest = 1.0
+  if held['unit'] == 'seconds':
+    costs = {held['cost']}
+    if set(held['arms'].split('-')) & set(LADDERS):
+      costs |= {*_each(_laddered(settings)['ladder']['costs'], ',')}
+    dearest = max(float(np.nanmax(_column(table, name))) for name in costs)
+  if held['budget'] < dearest:
+    raise ValueError(
+      f'--config.tabular.budget must be at least {dearest:,g} {held["unit"]}, '
+      f'which one question may take, got {held["budget"]:g}.'
+    )
 
 
 def _refuse_column(table: Table, flag: str, name: str) -> None:
@@ -816,11 +861,21 @@ def _draw(settings, table, path: pathlib.Path, lines, steps) -> None:
 
 
 def results(rows: dict[str, Any], settings: Settings) -> rich.table.Table:
-  """The table of results: one row for each arm."""
+  """The table of results: a row for each arm, and which fell short."""
   held = settings['tabular']
+  short = [
+    f'{name.replace("_", " ")} ({row["spent_budget"]} of {row["searches"]})'
+    for name, row in rows.items()
+    if row['spent_budget'] < row['searches']
+  ]
   table = rich.table.Table(
     title=f'{held["report"]} at {held["budget"]:,g} {held["unit"]}'
   )
+  if short:
+    table.caption = (
+      f'not all searches spent the budget: {", ".join(short)}; '
+      '--config.tabular.queries is what they may ask'
+    )
   table.add_column('search')
   for title in ('mean', 'std', '95 % of mean', 'optimum', 'queries', 'seconds'):
     table.add_column(title, justify='right', no_wrap=True)

@@ -323,6 +323,34 @@ def count(grammar: Grammar) -> int:
   return math.prod(ops * pair for pair in pairs) ** grammar.cells
 
 
+def check(name: str, grammar: Grammar, genotype: Any) -> None:
+  """Refuses what is no genotype of a grammar.
+
+  Args:
+    name: of the function that was given it, for the message.
+    grammar: the family.
+    genotype: (L,).
+
+  Raises:
+    ValueError: saying what was given and what is legal.
+
+  Example:
+    >>> check('params', Grammar('small', ('skip',), 1, 1), [0, 0, 1])
+    Traceback (most recent call last):
+      ...
+    ValueError: params: a genotype is 4 whole numbers of 0 or more, each below \
+its place in (2, 1, 2, 1), got shape (3,).
+  """
+  tabular.check_genotype(name, grammar.options, genotype)
+  rows = blocks(grammar, np.asarray(genotype)).reshape(-1, grammar.width)
+  same = rows[:, 0] == rows[:, 2]
+  if grammar.distinct and same.any():
+    raise ValueError(
+      f'{name}: the two edges of a block of {grammar.name} read different '
+      f'states, got {rows[same][0].tolist()}.'
+    )
+
+
 def _legal(grammar: Grammar, genotype: Any) -> Any:
   rows = blocks(grammar, genotype)
   return (rows[..., 0] != rows[..., 2]).all() | (not grammar.distinct)
@@ -427,14 +455,7 @@ def space(grammar: Grammar) -> ArraySpace:
 
   def crossover(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
     child = jnp.where(jax.random.bernoulli(key, shape=a.shape), b, a)
-    if not grammar.distinct:
-      return child
-    rows, first = blocks(grammar, child), blocks(grammar, jnp.asarray(a))
-    clash = rows[..., 0] == rows[..., 2]
-    for gene in (0, 2):
-      kept = jnp.where(clash, first[..., gene], rows[..., gene])
-      rows = rows.at[..., gene].set(kept)
-    return rows.reshape(-1)
+    return _repaired(grammar, child, a)
 
   return ArraySpace(
     grammar.name,
@@ -447,6 +468,47 @@ def space(grammar: Grammar) -> ArraySpace:
     _encoder(grammar),
     lambda genotype: jnp.int32(-1),
   )
+
+
+def _repaired(grammar: Grammar, child: jax.Array, a: jax.Array) -> jax.Array:
+  """The child with the states of the first parent where they must differ."""
+  if not grammar.distinct:
+    return child
+  rows, first = blocks(grammar, child), blocks(grammar, jnp.asarray(a))
+  clash = rows[..., 0] == rows[..., 2]
+  for gene in (0, 2):
+    kept = jnp.where(clash, first[..., gene], rows[..., gene])
+    rows = rows.at[..., gene].set(kept)
+  return rows.reshape(-1)
+
+
+def shortest_path_crossover(
+  grammar: Grammar,
+) -> Callable[[Key, jax.Array, jax.Array], jax.Array]:
+  """A cell half way on a shortest path of edits from one parent to the other.
+
+  A random half of the genes in which the parents differ are taken from the
+  second (`tabular.half_way`), except that states that must differ and would not
+  are both the first parent's. Edges and blocks are compared as they are
+  written, not matched.
+
+  Args:
+    grammar: the family.
+
+  Returns:
+    A function of key and two (L,) genotypes, for `space._replace(crossover=)`.
+
+  Example:
+    >>> small = Grammar('small', ('skip', 'sep3'), blocks=2, cells=1)
+    >>> cross = shortest_path_crossover(small)
+    >>> int(cross(jax.random.key(0), jnp.zeros(8, int), jnp.ones(8, int)).sum())
+    4
+  """
+
+  def cross(key: Key, a: jax.Array, b: jax.Array) -> jax.Array:
+    return _repaired(grammar, tabular.half_way(key, a, b), a)
+
+  return cross
 
 
 def edge_mutation(
@@ -524,13 +586,14 @@ def params(
     inputs: channels of the image.
 
   Raises:
-    ValueError: where blocks join their edges side by side, whose widths are not
-      defined here.
+    ValueError: for what is no genotype, and where blocks join their edges side
+      by side, whose widths are not defined here.
 
   Example:
     >>> params(*named('darts_v2'))
     3349342
   """
+  check('params', grammar, genotype)
   cells = blocks(grammar, np.asarray(genotype))
   refuse_combined(grammar, cells)
   stem = 3 * channels

@@ -19,6 +19,7 @@ import numpy as np
 from jaxnas.spaces import cell as cells
 from jaxnas.spaces import nas_bench_101 as bench101
 from jaxnas.spaces import nas_bench_201 as bench201
+from jaxnas.spaces import tabular
 from jaxnas.spec import (
   Activation,
   Add,
@@ -118,7 +119,8 @@ def nas_bench_201(
     >>> network.param_count(nas_bench_201([3, 0, 3, 1, 0, 1]))
     559386
   """
-  bench201.text(genotype)  # Refuses what is no genotype.
+  options = bench201.space().options
+  tabular.check_genotype('nas_bench_201', options, genotype)
   ops = [bench201.OPS[op] for op in genotype]
   net = _started(shape)
   x = net.row('stem', 'input', conv=_plain(channels, 3), bn=BatchNorm())
@@ -193,7 +195,7 @@ def nas_bench_101(
     shape: (height, width, channels) of an image.
 
   Raises:
-    ValueError: for a genotype that is not legal.
+    ValueError: for what is no genotype, or none that is legal.
 
   Example:
     >>> from jaxnas import network
@@ -204,6 +206,7 @@ def nas_bench_101(
     ...     bench101.param_count(whole, channels=8, modules=1))
     True
   """
+  tabular.check_genotype('nas_bench_101', bench101.OPTIONS, genotype)
   genotype = np.asarray(genotype)
   wide = [
     channels * 2**stack for stack in range(stacks) for _ in range(modules)
@@ -310,8 +313,8 @@ def darts(
       height and width twice over.
 
   Raises:
-    ValueError: for odd channels, blocks that do not add, and images that are
-      not even where they are halved.
+    ValueError: for what is no genotype, odd channels, blocks that do not add,
+      and images that are not even where they are halved.
 
   Example:
     >>> from jaxnas import network
@@ -321,6 +324,7 @@ def darts(
     ...     grammar, genotype, channels=4, layers=3)
     True
   """
+  cells.check('darts', grammar, genotype)
   rows = cells.blocks(grammar, np.asarray(genotype))
   cells.refuse_combined(grammar, rows)
   if channels % 2:

@@ -1,10 +1,12 @@
 """The official files of NAS-Bench-201 as tables of ours.
 
     python -m jaxnas.spaces.convert FOLDER_OR_FILE cifar10 OUT.npz
+    python -m jaxnas.spaces.convert HW-NAS-Bench-v1_0.pickle hardware OUT.npz
 
 Reads what the authors release: the folder `NATS-tss-v1_0-3ffb9-simple` of
 NATS-Bench, with `meta.pickle.pbz2` and one file for each cell; the same in one
-file, `NATS-tss-v1_0-3ffb9.pickle.pbz2`; or `NAS-Bench-201-v1_1-096897.pth`.
+file, `NATS-tss-v1_0-3ffb9.pickle.pbz2`; or `NAS-Bench-201-v1_1-096897.pth`; and
+the latencies and energies of the same cells on devices, by HW-NAS-Bench.
 What is written is a table that `jaxnas.spaces.load` reads, row i being the
 official architecture i.
 
@@ -174,6 +176,11 @@ def _seconds(runs: list, split: str) -> float:
   return float(np.mean(found)) if found else np.nan
 
 
+# What unpickling raises for other files, and reading for other values.
+_NOT_HARDWARE = (
+  *(pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError),
+  *(AttributeError, IndexError, StopIteration),
+)
 # Epochs of the schedules, by the names that the releases give them.
 _SCHEDULES = {'12': 12, '200': 200, 'less': 12, 'full': 200}
 
@@ -241,14 +248,50 @@ def convert(path: str, data: str = 'cifar10') -> dict[str, np.ndarray]:
   return {'ops': ops, **columns}
 
 
+def hardware(path: str) -> dict[str, np.ndarray]:
+  """The arrays of a table of devices from the file of HW-NAS-Bench.
+
+  Li et al. (2021), for the cells of NAS-Bench-201.
+
+  Args:
+    path: the file, `HW-NAS-Bench-v1_0.pickle`.
+
+  Returns:
+    `ops`, (n, 6), `metrics`, (m,) their names, and for each data set (n, m)
+    float32: milliseconds, millijoules and arithmetic intensity, NaN where a
+    device gave none.
+
+  Raises:
+    FileNotFoundError: for a missing file.
+    ValueError: for what is no such file.
+  """
+  try:
+    held = unpickled(pathlib.Path(path).read_bytes())['nasbench201']
+    first = next(iter(held.values()))
+    names = [name for name in first if name != 'config']
+    cells = [nas_bench_201.parse(c['arch_str']) for c in first['config']]
+    columns = {
+      data: np.stack([np.asarray(own[name], np.float32) for name in names], 1)
+      for data, own in held.items()
+    }
+  except _NOT_HARDWARE as error:
+    raise ValueError(
+      f'{path}: not the file of HW-NAS-Bench: {type(error).__name__} {error}.'
+    ) from None
+  ops = np.stack(cells).astype(np.uint8)
+  return {'ops': ops, 'metrics': np.array(names), **columns}
+
+
 def main(arguments: list[str]) -> None:
   if len(arguments) != 3:
     sys.exit(
       'usage: python -m jaxnas.spaces.convert FOLDER_OR_FILE '
-      f'{{{",".join(DATA)}}} OUT.npz'
+      f'{{{",".join(DATA)},hardware}} OUT.npz'
     )
+  path, data, out = arguments
   try:
-    np.savez_compressed(arguments[2], **convert(*arguments[:2]))
+    held = hardware(path) if data == 'hardware' else convert(path, data)
+    np.savez_compressed(out, **held)
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
 

@@ -127,13 +127,17 @@ def prune(genotype: jax.Array) -> jax.Array:
 def legal(genotype: jax.Array) -> jax.Array:
   """Whether input and output are connected, by at most nine edges.
 
-  Edges that lead nowhere do not count.
+  Edges that lead nowhere do not count. What is not of `OPTIONS` is not legal.
 
   Example:
     >>> bool(legal(cell('0-1 1-6'))), bool(legal(cell('0-1 2-6')))
     (True, False)
   """
-  return _connected(_parts(genotype)[0])
+  return _inside(genotype) & _connected(_parts(genotype)[0])
+
+
+def _inside(genotype):
+  return ((genotype >= 0) & (genotype < np.array(OPTIONS))).all()
 
 
 def _connected(edges):
@@ -192,7 +196,8 @@ def code(genotype: jax.Array) -> jax.Array:
     True
   """
   edges, ops = _parts(genotype)
-  return jnp.where(_connected(edges), _code(edges, ops), _ILLEGAL)
+  good = _inside(genotype) & _connected(edges)
+  return jnp.where(good, _code(edges, ops), _ILLEGAL)
 
 
 def decode(number: jax.Array) -> jax.Array:
@@ -274,6 +279,9 @@ def graph_hash(genotype) -> str:
   (or as many as there are vertices) by its own name and those of the vertices
   before and behind it; the names together name the cell.
 
+  Raises:
+    ValueError: for what is no genotype.
+
   Example:
     >>> graph_hash(cell('0-6'))[:8]
     '043721b9'
@@ -282,6 +290,7 @@ def graph_hash(genotype) -> str:
   def digest(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
+  tabular.check_genotype('graph_hash', OPTIONS, genotype)
   edges, ops = (np.asarray(part) for part in _jitted_parts(genotype))
   alive = [0, *(np.flatnonzero(ops != _ABSENT) + 1), VERTICES - 1]
   edges = edges[np.ix_(alive, alive)]
@@ -358,10 +367,14 @@ def param_count(
     classes: width of the output.
     inputs: channels of the image.
 
+  Raises:
+    ValueError: for what is no genotype.
+
   Example:
     >>> int(param_count(cell('0-6')))
     882570
   """
+  tabular.check_genotype('param_count', OPTIONS, genotype)
   edges, ops = _parts(genotype)
   kernels = jnp.array([9, 1, 0, 0])[ops]
 

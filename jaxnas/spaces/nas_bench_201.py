@@ -49,23 +49,17 @@ def text(genotype: Sequence[int]) -> str:
     genotype: (6,) ops.
 
   Raises:
-    ValueError: for anything but six ops.
+    ValueError: for what is no genotype.
 
   Example:
     >>> text([3, 0, 3, 1, 0, 1])[:38]
     '|nor_conv_3x3~0|+|none~0|nor_conv_3x3~'
   """
-  ops = np.asarray(genotype)
-  legal = ops.shape == (len(EDGES),) and np.isin(ops, range(len(OPS))).all()
-  if not legal:
-    raise ValueError(
-      f'text: a cell is {len(EDGES)} ops in 0..{len(OPS) - 1}, got '
-      f'{genotype!r}.'
-    )
+  tabular.check_genotype('text', space().options, genotype)
   nodes = [
     '|'.join(
       f'{OPS[op]}~{source}'
-      for op, (source, to) in zip(ops, EDGES, strict=True)
+      for op, (source, to) in zip(genotype, EDGES, strict=True)
       if to == node
     )
     for node in (1, 2, 3)
@@ -113,11 +107,14 @@ def params(genotype: Any, classes: int = 10) -> jax.Array:
   Returns:
     (...) int32.
 
+  Raises:
+    ValueError: for what is no genotype.
+
   Example:
     >>> int(params(np.array([3, 0, 3, 1, 0, 1])))
     559386
   """
-  narrow, wide = _convolutions(genotype)
+  narrow, wide = _convolutions('params', genotype)
   return 72_656 + 65 * classes + 243_040 * wide + 28_000 * narrow
 
 
@@ -136,7 +133,7 @@ def flops(genotype: Any, classes: int = 10, side: int = 32) -> jax.Array:
     (...) int32.
 
   Raises:
-    ValueError: for another side.
+    ValueError: for another side, and for what is no genotype.
 
   Example:
     >>> int(flops(np.array([3, 0, 3, 1, 0, 1])))
@@ -145,12 +142,13 @@ def flops(genotype: Any, classes: int = 10, side: int = 32) -> jax.Array:
   if side not in _FLOPS:
     raise ValueError(f'flops: side must be 32 or 16, got {side!r}.')
   skeleton, one3, one1 = _FLOPS[side]
-  narrow, wide = _convolutions(genotype)
+  narrow, wide = _convolutions('flops', genotype)
   return skeleton + 65 * classes + one3 * wide + one1 * narrow
 
 
-def _convolutions(genotype: Any) -> tuple[jax.Array, jax.Array]:
+def _convolutions(name: str, genotype: Any) -> tuple[jax.Array, jax.Array]:
   """How many edges have a convolution of 1x1, and of 3x3."""
+  tabular.check_genotypes(name, space().options, genotype)
   ops = jnp.asarray(genotype)
   return (ops == _CONV1).sum(axis=-1), (ops == _CONV3).sum(axis=-1)
 
@@ -201,6 +199,9 @@ def canonical(genotype: Sequence[int], *, strict: bool = False) -> str:
     genotype: (6,) ops.
     strict: the strict form.
 
+  Raises:
+    ValueError: for what is no genotype.
+
   Example:
     >>> one, two = [3, 0, 0, 1, 0, 0], [3, 0, 3, 1, 0, 0]
     >>> canonical(one, strict=True) == canonical(two, strict=True)
@@ -208,6 +209,7 @@ def canonical(genotype: Sequence[int], *, strict: bool = False) -> str:
     >>> canonical(one) == canonical([3, 4, 0, 0, 0, 1])
     False
   """
+  tabular.check_genotype('canonical', space().options, genotype)
   ops = [int(op) for op in genotype]
   return (_strict if strict else _official)(ops)
 

@@ -24,7 +24,7 @@ from jax import lax
 from jaxnas import layers, network
 from jaxnas import spec as specs
 from jaxnas.base import Key
-from jaxnas.spaces import cell_networks
+from jaxnas.spaces import cell_networks, tabular
 from jaxnas.spaces import nas_bench_201 as bench201
 
 _STAGES = (1, 2, 3)
@@ -204,7 +204,7 @@ def nas_bench_201(
     edge = _switched if switch else _masked
     walk = _Pass(train, norm, dict(see or {}), touch or (lambda z: z), form)
     new = {'logits': {}}
-    genotype = jnp.asarray(genotype)
+    genotype = _checked('apply', genotype)
 
     x, new['stem'], seen = walk.unit(params['stem'], stats['stem'], x)
     for stage in _STAGES:
@@ -228,7 +228,7 @@ def nas_bench_201(
     return Outputs(walk.touch(logits), x, new, seen)
 
   def used(genotype):
-    genotype = jnp.asarray(genotype)
+    genotype = _checked('used', genotype)
 
     def live(path, leaf):
       op = next((op for op in _CODES if f'.{op}.' in path), None)
@@ -259,10 +259,11 @@ def nas_bench_201(
 
   def flops(genotype) -> jax.Array:
     idle, *each = prices()
-    return idle + jnp.asarray(each, jnp.float32)[jnp.asarray(genotype)].sum()
+    genotype = _checked('flops', genotype)
+    return idle + jnp.asarray(each, jnp.float32)[genotype].sum()
 
   def heir(variables, mother, child) -> network.Variables:
-    mother, child = jnp.asarray(mother), jnp.asarray(child)
+    mother, child = _checked('heir', mother), _checked('heir', child)
     new = {
       op: (child == code) & (mother == bench201.OPS.index('none'))
       for op, code in _CODES.items()
@@ -279,6 +280,11 @@ def nas_bench_201(
     return {**variables, 'params': params}
 
   return Supernet(init, apply, used, spec, flops, heir)
+
+
+def _checked(name: str, genotype: Any) -> jax.Array:
+  tabular.check_genotype(name, bench201.space().options, genotype)
+  return jnp.asarray(genotype)
 
 
 def _dotted(path) -> str:

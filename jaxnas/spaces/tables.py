@@ -395,7 +395,8 @@ def load(
       if key in columns and not _same(columns[key], placed):
         raise ValueError(
           f'{path}: column {key!r} differs from that of a file before it; load '
-          'them by themselves and join them with `prefixed` names.'
+          'them by themselves and join them with `prefixed` names, in a job by '
+          '--config.more=PREFIX=FILE.'
         )
       columns[key] = placed
   return Table(space, columns)
@@ -453,14 +454,16 @@ def column(table: Table, name: str) -> jax.Array:
 
   Args:
     table: the table.
-    name: of the column.
+    name: of the column; of one that has numbers of several seeds for each
+      network `'name:place'`, the place of a seed from 0 on.
 
   Returns:
-    (size,) float32.
+    (size,) float32, NaN where a network was not trained with the seed.
 
   Raises:
     KeyError: for a name that the table has not, saying what it has.
-    ValueError: for a column of several numbers for each network.
+    ValueError: for a column of several numbers for each network, or a place
+      that it has not.
 
   Example:
     >>> table = Table(nas_bench_201.space(), {'val': jnp.zeros(15625)})
@@ -470,7 +473,13 @@ def column(table: Table, name: str) -> jax.Array:
     Traceback (most recent call last):
       ...
     KeyError: "the table of nas_bench_201 has no column 'test', it has val"
+    >>> runs = jnp.arange(2 * 15625).reshape(-1, 2)
+    >>> column(Table(table.space, {'runs': runs}), 'runs:1')[:3].tolist()
+    [1.0, 3.0, 5.0]
   """
+  whole, _, place = name.rpartition(':')
+  if name not in table.columns and whole in table.columns:
+    return _of_seed(table, whole, place)
   if name not in table.columns:
     raise KeyError(
       f'the table of {table.space.name} has no column {name!r}, it has '
@@ -481,6 +490,15 @@ def column(table: Table, name: str) -> jax.Array:
     raise ValueError(
       f'column {name!r} is {values.shape}, of which a search needs one number '
       f'for each of the {table.space.size} networks of {table.space.name}; '
-      'take a mean.'
+      f'take a mean, or one of them by {name + ":0"!r}.'
     )
   return values.astype(jnp.float32)
+
+
+def _of_seed(table: Table, name: str, place: str) -> jax.Array:
+  values = jnp.asarray(table.columns[name])
+  seeds = values.shape[1] if values.ndim == 2 else 0
+  if not place.isdecimal() or int(place) >= seeds:
+    has = f'its seeds are 0 to {seeds - 1}' if seeds else 'it is of no seeds'
+    raise ValueError(f'column {name!r} has no seed {place!r}, {has}')
+  return values[:, int(place)].astype(jnp.float32)

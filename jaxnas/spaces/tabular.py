@@ -49,6 +49,61 @@ def below(bits: Any, bound: Any) -> jax.Array:
   return (((bits >> 16) * bound + low) >> 16).astype(jnp.int32)
 
 
+def check_genotypes(name: str, options: Sequence[int], genotypes: Any) -> None:
+  """Refuses arrays that hold something else than genotypes.
+
+  Traced arrays have no values, so of these only the shape is looked at.
+
+  Args:
+    name: of the function that was given them, for the message.
+    options: how many values each of the L positions may take.
+    genotypes: (..., L).
+
+  Raises:
+    ValueError: saying what was given and what is legal.
+
+  Example:
+    >>> check_genotypes('params', (5, 5), [[2, 1], [2, 9]])
+    Traceback (most recent call last):
+      ...
+    ValueError: params: a genotype is 2 whole numbers in 0..4, got [2, 9].
+  """
+  shape = np.shape(genotypes)
+  if shape[-1:] != (len(options),):
+    raise _no_genotype(name, options, f'shape {shape}')
+  if isinstance(genotypes, jax.core.Tracer):
+    return
+  rows = np.asarray(genotypes).reshape(-1, len(options))
+  whole = rows.dtype.kind in 'biu'
+  wrong = ((rows < 0) | (rows >= np.array(options))).any(axis=1) | (not whole)
+  if wrong.any():
+    raise _no_genotype(name, options, rows[wrong][0].tolist())
+
+
+def check_genotype(name: str, options: Sequence[int], genotype: Any) -> None:
+  """`check_genotypes` of a single one, (L,).
+
+  Example:
+    >>> check_genotype('text', (5, 5), [0])
+    Traceback (most recent call last):
+      ...
+    ValueError: text: a genotype is 2 whole numbers in 0..4, got shape (1,).
+  """
+  if np.ndim(genotype) != 1:
+    raise _no_genotype(name, options, f'shape {np.shape(genotype)}')
+  check_genotypes(name, options, genotype)
+
+
+def _no_genotype(name: str, options: Sequence[int], got: Any) -> ValueError:
+  if len(set(options)) == 1:
+    legal = f'in 0..{options[0] - 1}'
+  else:
+    legal = f'of 0 or more, each below its place in {tuple(options)}'
+  return ValueError(
+    f'{name}: a genotype is {len(options)} whole numbers {legal}, got {got}.'
+  )
+
+
 def _checked(name: str, options: Sequence[int]) -> tuple[int, ...]:
   options = tuple(options)
   whole = all(isinstance(n, int) and n >= 1 for n in options)
@@ -144,6 +199,67 @@ def _uniform(options: tuple[int, ...]) -> Callable[[Key], jax.Array]:
 def _crossed(bits: Any, one: Any, two: Any) -> jax.Array:
   """Each position of one parent or the other, by a bit of its own."""
   return jnp.where(bits >> 31 == 0, one, two)
+
+
+def half_way(key: Key, one: Any, two: Any) -> jax.Array:
+  """The first genotype with a random half of what the second has otherwise.
+
+  Half of the positions in which they differ, rounded up, but not all of them:
+  genotypes one edit apart have nothing in between, and the first is returned.
+  It does not ask whether the child is legal.
+
+  Example:
+    >>> half_way(jax.random.key(0), jnp.zeros(6), jnp.ones(6)).sum()
+    Array(3., dtype=float32)
+  """
+  one, two = jnp.asarray(one), jnp.asarray(two)
+  differ = one != two
+  apart = differ.sum()
+  half = jnp.minimum((apart + 1) // 2, jnp.maximum(apart - 1, 0))
+  luck = jnp.where(differ, jax.random.uniform(key, differ.shape), jnp.inf)
+  takes = jnp.argsort(jnp.argsort(luck)) < half
+  return jnp.where(takes, two, one)
+
+
+def shortest_path_crossover(
+  space: ArraySpace,
+) -> Callable[[Key, Any, Any], jax.Array]:
+  """A child half way on a shortest path of edits from one parent to the other.
+
+  SEPX (Qiu and Miikkulainen, ICML 2023) where positions need no matching: a
+  random half of those in which the parents differ are taken from the second
+  (`half_way`). It is the first parent where none of eight such children is
+  legal. For NAS-Bench-101, whose vertices have to be matched, see
+  `nas_bench_101.shortest_path_crossover`, and for cells of two inputs
+  `cell.shortest_path_crossover`.
+
+  Args:
+    space: which numbers its networks.
+
+  Returns:
+    A function of key and two (L,) genotypes, for `space._replace(crossover=)`.
+
+  Raises:
+    ValueError: for a space that does not number its networks.
+
+  Example:
+    >>> cross = shortest_path_crossover(transnas_micro())
+    >>> cross(jax.random.key(0), jnp.zeros(6, int), jnp.arange(6) % 2).tolist()
+    [0, 1, 0, 1, 0, 0]
+  """
+  if not space.size:
+    raise ValueError(
+      f'shortest_path_crossover: {space.name} does not number its networks; '
+      'take `cell.shortest_path_crossover`.'
+    )
+
+  def cross(key: Key, one: Any, two: Any) -> jax.Array:
+    keys = jax.random.split(key, _TRIES)
+    children = jax.vmap(half_way, (0, None, None))(keys, one, two)
+    legal = jax.vmap(space.index)(children) >= 0
+    return jnp.where(legal.any(), children[jnp.argmax(legal)], one)
+
+  return cross
 
 
 def _number(options: tuple[int, ...]) -> Callable[[Any], jax.Array]:

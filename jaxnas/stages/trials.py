@@ -446,7 +446,8 @@ def query(
   Args:
     table: the measurements.
     signal: the column that is `fitness`, of which more is better: a validation
-      column. The test column is for reports, by the index of `incumbents`.
+      column, such as `'val_ep12'`, or `'val_ep200_seeds:0'` of one seed. The
+      test column is for reports, by the index of `incumbents`.
     cost: the column that is `cost`, in seconds; None for none.
     also: further metrics and their columns; `start` has to be told their
       names.
@@ -454,7 +455,8 @@ def query(
   Raises:
     KeyError: for a column that the table has not.
     ValueError: for a column of several numbers for each network; and, when
-      run, if nothing is pending, or the trials lack a metric.
+      run, if nothing is pending, what is pending has another length than the
+      space's genotypes, or the trials lack a metric.
   """
   names = {'fitness': signal, **(also or {})}
   columns = {name: tables.column(table, held) for name, held in names.items()}
@@ -467,6 +469,12 @@ def query(
       raise ValueError(
         'query: some of what is pending goes on from earlier questions; '
         'climb() looks up rungs.'
+      )
+    length, pending = len(table.space.options), held.pending.shape
+    if pending[1:] != (length,):
+      raise ValueError(
+        f'query: a genotype of {table.space.name} is {length} whole numbers, '
+        f'got shape {pending} pending.'
       )
     index = jax.vmap(table.space.index)(held.pending)
     values = {name: column[index] for name, column in columns.items()}
