@@ -104,7 +104,7 @@ def connected(spec: Spec) -> bool:
     >>> connected(seeds.mlp((2,), (4,), 3))
     True
   """
-  reached = {'input'}
+  reached = {spec.input}
   for node in spec.order:
     if reached.intersection(node.inputs) and not isinstance(node.op, Zero):
       reached.add(node.name)
