@@ -3,10 +3,14 @@
 A mesh has the axes `population`, over which members are dealt out, and
 `data`, over which the examples of a step are. It is made here and nowhere
 else. With several processes every process holds the same values on its host,
-makes the same calls in the same order, and gets the same results back.
+makes the same calls in the same order, and gets the same results back; what
+the world outside sees, files and messages, comes of the first one (`by_first`).
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,6 +18,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 POPULATION, DATA = 'population', 'data'
+
+_CHOSEN: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
+  'mesh', default=None
+)
 
 
 def make(devices: Any = None, *, data: int = 1) -> Mesh:
@@ -49,6 +57,31 @@ def make(devices: Any = None, *, data: int = 1) -> Mesh:
   )
 
 
+@contextlib.contextmanager
+def using(mesh: Mesh) -> Iterator[Mesh]:
+  """Networks are trained on this mesh within, where no other is given.
+
+  Where a search runs is not part of the search, as with `jax.default_device`.
+  (`jax.set_mesh` says more: it spreads every array that is made within.)
+
+  Example:
+    >>> with using(make(jax.devices()[:1])) as mesh:
+    ...   current() is mesh
+    True
+  """
+  token = _CHOSEN.set(mesh)
+  try:
+    yield mesh
+  finally:
+    _CHOSEN.reset(token)
+
+
+def current() -> Mesh:
+  """The mesh of the innermost `using`; `make()` outside of any."""
+  chosen = _CHOSEN.get()
+  return make() if chosen is None else chosen
+
+
 def connect(
   address: str | None = None,
   processes: int | None = None,
@@ -65,6 +98,57 @@ def connect(
   # Only the CPU reads it: its other implementation knows one process.
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(address, processes, index)
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes and speaks for all."""
+  return jax.process_index() == 0
+
+
+def by_first(call: Callable[..., Any]) -> Callable[..., None]:
+  """A function, such as one that writes a file, for the first process alone.
+
+  The others go on without waiting.
+
+  Example:
+    >>> by_first(print)('once')
+    once
+  """
+
+  @functools.wraps(call)
+  def called(*args, **named) -> None:
+    if is_first():
+      call(*args, **named)
+
+  return called
+
+
+def first_then_all(call: Callable[[], Any]) -> Any:
+  """Calls a function in the first process and then in all the others.
+
+  Raises:
+    ValueError: in the others, if it raises in the first.
+
+  Example:
+    >>> first_then_all(lambda: 'done')
+    'done'
+  """
+  if jax.process_count() == 1:
+    return call()
+  from jax.experimental import multihost_utils
+
+  failure, found = None, None
+  if is_first():
+    try:
+      found = call()
+    except Exception as error:  # Else the others would wait for ever.
+      failure = error
+  failed = multihost_utils.broadcast_one_to_all(np.bool_(failure is not None))
+  if failure is not None:
+    raise failure
+  if failed:
+    raise ValueError('the first process has failed; its message says why.')
+  return found if is_first() else call()
 
 
 def deal(members: int, mesh: Mesh) -> tuple[tuple[int, ...], ...]:

@@ -363,7 +363,8 @@ def fit_all(
       for a fresh one, which no epochs leave None.
     plan: says which members are trained together and how; None for
       `strategy`.
-    mesh: the devices; None for `jaxnas.mesh.make()`, all there are.
+    mesh: the devices; None for `jaxnas.mesh.current()`: all there are, unless
+      the caller chose others.
 
   Raises:
     ValueError: for a batch below one, one that the mesh's `data` axis does
@@ -387,7 +388,7 @@ def fit_all(
     >>> [f.net.spec == net.spec for f, net in zip(fits, nets)]
     [True, True]
   """
-  mesh = meshes.make() if mesh is None else mesh
+  mesh = meshes.current() if mesh is None else mesh
   opt_states = [None] * len(nets) if opt_states is None else opt_states
   batch = min(batch, len(task.train.targets))
   _check_counts(len(keys), len(nets), len(opt_states), epochs, batch, mesh)
@@ -900,7 +901,7 @@ def evaluate_all(
     >>> len(evaluate_all(nets, task, task.valid))
     2
   """
-  mesh = meshes.make() if mesh is None else mesh
+  mesh = meshes.current() if mesh is None else mesh
   splits = (task.train, task.valid, task.test, data)
   most = max(len(split.targets) for split in splits)
   batch = min(batch, most)

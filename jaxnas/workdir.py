@@ -14,16 +14,19 @@ report.html      all of it for reading (jaxnas.report.html), made at the end
 
 Nothing depends on when a run was killed: a search goes on from its last
 complete generation, and lines of later ones are dropped before they are
-written again.
+written again. Where a run has several processes they all see the same folder,
+and the first writes to it.
 """
 
+import contextlib
 import functools
+import io
 import json
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -31,6 +34,7 @@ import jax
 import numpy as np
 
 from jaxnas import checkpoint, groups, network, selection
+from jaxnas import mesh as meshes
 from jaxnas import spec as specs
 from jaxnas.base import (
   Candidate,
@@ -65,10 +69,14 @@ class Search(NamedTuple):
   generations: int
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
+@meshes.by_first
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file that is there whole or not at all, in the first process."""
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(text)
+  if isinstance(content, str):
+    partial.write_text(content)
+  else:
+    partial.write_bytes(content)
   os.replace(partial, path)
 
 
@@ -84,7 +92,8 @@ def claim(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
 
   Raises:
     ValueError: if the folder belongs to a run with other settings (each is
-      named, with both values), or is not a run's folder and not empty.
+      named, with both values), is not a run's folder and not empty, or is
+      not one that the processes of the run share.
 
   Example:
     >>> import tempfile
@@ -94,7 +103,17 @@ def claim(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
       ...
     ValueError: ... seed: stored 0, received 1...
   """
-  path = pathlib.Path(folder)
+  if '://' in os.fspath(folder):
+    raise ValueError(
+      f'--workdir must be a folder of a file system, got {os.fspath(folder)!r};'
+      ' mount the bucket (gcsfuse), where every process of the run sees it.'
+    )
+  return meshes.first_then_all(
+    functools.partial(_claim, pathlib.Path(folder), settings)
+  )
+
+
+def _claim(path: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
   path.mkdir(parents=True, exist_ok=True)
   config = path / 'config.json'
   if not config.exists():
@@ -105,6 +124,11 @@ def claim(folder: Folder, settings: Mapping[str, Any]) -> pathlib.Path:
         'run to resume; give an empty or new --workdir.'
       )
     write_atomically(config, json.dumps(settings, indent=2, sort_keys=True))
+  if not config.exists():
+    raise ValueError(
+      f'{path} is not the folder of the first process, which has put '
+      'config.json there; give all processes one that they share.'
+    )
   try:
     stored = json.loads(config.read_text())
   except ValueError as error:
@@ -145,8 +169,6 @@ def conduct(
     ValueError: for a checkpoint that cannot be trusted, or that was written
       with other settings.
   """
-  from tensorboardX import SummaryWriter
-
   path = pathlib.Path(folder)
   saved = path / 'checkpoints' / search.name
   found = checkpoint.restore(saved, settings=settings)
@@ -158,33 +180,22 @@ def conduct(
     if report is not None:
       report(search, population)
     return population
-  events = SummaryWriter(
-    str(path / 'tensorboard' / search.name),
-    purge_step=population.generation + 1,
-  )
+  with _log(path, search.name, population.generation) as log:
 
-  def after(population: Population, state: Any) -> None:
-    row = summary_row(population)
-    line = json.dumps({'search': search.name, **row})
-    with open(path / 'metrics.jsonl', 'a') as file:
-      file.write(line + '\n')
-    for name, value in row.items():
-      if isinstance(value, int | float) and math.isfinite(value):
-        events.add_scalar(name, value, population.generation)
-    events.flush()
-    checkpoint.save(
-      saved,
-      population.generation,
-      (population, state),
-      settings=settings,
-      keep=keep,
-    )
+    def after(population: Population, state: Any) -> None:
+      log(population.generation, summary_row(population))
+      checkpoint.save(
+        saved,
+        population.generation,
+        (population, state),
+        settings=settings,
+        keep=keep,
+      )
+      if report is not None:
+        report(search, population)
+
     if report is not None:
       report(search, population)
-
-  if report is not None:
-    report(search, population)
-  try:
     population, _ = run(
       search.key,
       search.stage,
@@ -193,11 +204,37 @@ def conduct(
       state=state,
       after=after,
     )
-  finally:
-    events.close()
   return population
 
 
+@contextlib.contextmanager
+def _log(
+  path: pathlib.Path, name: str, generation: int
+) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+  """Writes rows to `metrics.jsonl` and TensorBoard, in the first process."""
+  if not meshes.is_first():
+    yield lambda generation, row: None
+    return
+  from tensorboardX import SummaryWriter
+
+  events = SummaryWriter(
+    str(path / 'tensorboard' / name), purge_step=generation + 1
+  )
+
+  def log(generation: int, row: Mapping[str, Any]) -> None:
+    line = json.dumps({'search': name, **row})
+    with open(path / 'metrics.jsonl', 'a') as file:
+      file.write(line + '\n')
+    for metric, value in row.items():
+      if isinstance(value, int | float) and math.isfinite(value):
+        events.add_scalar(metric, value, generation)
+    events.flush()
+
+  with contextlib.closing(events):
+    yield log
+
+
+@meshes.by_first
 def _forget(metrics: pathlib.Path, name: str, generation: int) -> None:
   """Drops a search's lines of generations after the given one."""
   if not metrics.exists():
@@ -400,6 +437,7 @@ def save_member(folder: Folder, member: Member, genes: Genes) -> None:
   _replace_folder(folder, write)
 
 
+@meshes.by_first
 def _replace_folder(
   folder: Folder, write: Callable[[pathlib.Path], None]
 ) -> None:
@@ -411,6 +449,16 @@ def _replace_folder(
   write(partial)
   shutil.rmtree(path, ignore_errors=True)
   os.replace(partial, path)
+
+
+def save_figure(path: pathlib.Path, figure: Any) -> None:
+  """Writes a Matplotlib figure as a PNG of 150 dots an inch.
+
+  The same figure gives the same bytes.
+  """
+  image = io.BytesIO()
+  figure.savefig(image, format='png', dpi=150, metadata={'Software': None})
+  write_atomically(path, image.getvalue())
 
 
 def save_network(folder: Folder, net: network.Network) -> None:

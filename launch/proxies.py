@@ -10,24 +10,12 @@ a study that was stopped; fidelities may be added. The work is in
 `jaxnas.jobs.proxies`.
 """
 
-import os
-import pathlib
-import sys
 from typing import Any
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 
-from jaxnas.jobs import proxies
+from jaxnas.jobs import command, proxies
 
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'The folder of the study; give it again to resume.'
-)
-_CACHE = flags.DEFINE_string(
-  'compilation_cache',
-  str(pathlib.Path.home() / '.cache' / 'jaxnas' / 'xla'),
-  'Where compiled programs are kept between runs; empty for nowhere.',
-)
 # The settings of `proxies.study`, by the kind of their flag.
 _HELP = {
   'dataset': "'digits', or the name of an image set in TFDS.",
@@ -73,21 +61,11 @@ def settings() -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  if _CACHE.value:
-    os.makedirs(_CACHE.value, exist_ok=True)
-    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  try:
-    proxies.study(settings(), _WORKDIR.value)
-  except (ValueError, OSError, ImportError) as error:
-    if flags.FLAGS.debug:
-      raise
-    sys.exit(f'error: {error}')
+  command.run(
+    lambda workdir, console: proxies.study(settings(), workdir, console=console)
+  )
 
 
 if __name__ == '__main__':
-  flags.DEFINE_bool('debug', False, 'Show where an error came from.')
-  flags.mark_flag_as_required('workdir')
+  command.define()
   app.run(main)

@@ -1,28 +1,19 @@
 """Runs a job: `python launch/train.py --config=configs/growth_digits.py`.
 
 Settings are changed by flags, `--config.seed=1`; the same command resumes a
-run that was stopped. The work is in `jaxnas.jobs`.
+run that was stopped. On several hosts, such as those of a TPU pod, it is
+started on each with `--distributed` and a `--workdir` that all of them see. The
+work is in `jaxnas.jobs`.
 """
 
-import os
-import pathlib
 import sys
 from typing import Any
 
-import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from jaxnas import jobs
-
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'The folder of the run; give it again to resume.'
-)
-_CACHE = flags.DEFINE_string(
-  'compilation_cache',
-  str(pathlib.Path.home() / '.cache' / 'jaxnas' / 'xla'),
-  'Where compiled programs are kept between runs; empty for nowhere.',
-)
+from jaxnas.jobs import command
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -56,21 +47,11 @@ def settings() -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  if _CACHE.value:
-    os.makedirs(_CACHE.value, exist_ok=True)
-    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  try:
-    jobs.run(settings(), _WORKDIR.value)
-  except (ValueError, OSError, ImportError) as error:
-    if flags.FLAGS.debug:
-      raise
-    sys.exit(f'error: {error}')
+  command.run(
+    lambda workdir, console: jobs.run(settings(), workdir, console=console)
+  )
 
 
 if __name__ == '__main__':
-  flags.DEFINE_bool('debug', False, 'Show where an error came from.')
-  flags.mark_flag_as_required('workdir')
+  command.define()
   app.run(main, flags_parser=parse)

@@ -12,6 +12,8 @@ import pathlib
 import random
 import re
 import runpy
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +180,12 @@ def refused(ended: Ended) -> str:
     ),
     ([CIFAR10, '--config.data_dir=nowhere'], 'download_and_prepare'),
     ([CIFAR10, '--config.dataset=cifar1'], "no set 'cifar1'"),
+    (['--data_devices=3'], 'must divide the number of devices, 1, got 3'),
+    (['--processes=2'], 'go together; got None, 2 and None'),
+    (
+      ['--coordinator=localhost:1', '--processes=2', '--process=2'],
+      'from 0 to N - 1, go together; got localhost:1, 2 and 2',
+    ),
   ],
   ids=lambda value: value[-1].split('/')[-1] if type(value) is list else '',
 )
@@ -327,6 +335,99 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(
     message
   )
   assert files(tmp_path / 'run') == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'job',
+  [
+    FAST,
+    (
+      f'--config={ROOT}/configs/pbt_nas_teacher.py',
+      *('--config.members.size=8', '--config.members.steps=10'),
+      *('--config.members.arms=pbt_nas', '--config.generations=4'),
+    ),
+  ],
+  ids=['networks', 'arrays'],
+)
+def test_two_processes_make_the_run_of_one_and_go_on_where_they_were_killed(
+  job, tmp_path
+):
+  """Of two devices each: the first writes, both know what it wrote."""
+
+  def begin(folder, count, *more):
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    environment = {k: v for k, v in os.environ.items() if 'JAX_' not in k} | {
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': str(ROOT),
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // count}',
+    }
+    processes = []
+    for i in range(count):
+      joined = (
+        *(f'--coordinator={address}', f'--processes={count}'),
+        f'--process={i}',
+      )
+      command = [
+        *(sys.executable, TRAIN, *job, f'--workdir={folder}', *more),
+        *('--compilation_cache=', *(joined if count > 1 else ())),
+      ]
+      with (
+        (tmp_path / f'out{i}').open('w') as out,
+        (tmp_path / f'err{i}').open('w') as err,
+      ):
+        processes.append(
+          subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=err
+          )
+        )
+    return processes
+
+  def ended(processes):
+    return [process.wait() for process in processes]
+
+  assert ended(begin(tmp_path / 'one', 1)) == [0]
+  first, second = begin(tmp_path / 'two', 2)
+  assert kill_at(first, tmp_path / 'two', 2, 0.05)
+  second.kill()
+  assert ended([first, second]) == [-signal.SIGKILL] * 2
+  assert len(lines(tmp_path / 'two')) < len(lines(tmp_path / 'one'))
+  # Other settings: both are refused, and neither waits for the other.
+  assert ended(begin(tmp_path / 'two', 2, '--config.seed=1')) == [1, 1]
+  assert 'seed: stored 0, received 1' in (tmp_path / 'err0').read_text()
+  assert 'the first process has failed' in (tmp_path / 'err1').read_text()
+  assert ended(begin(tmp_path / 'two', 2)) == [0, 0]
+  assert 'resuming after generation' in (tmp_path / 'out0').read_text()
+  said = (tmp_path / 'out1').read_text().splitlines()
+  assert all(line.startswith('[Gloo]') for line in said)
+  assert found(tmp_path / 'two') == found(tmp_path / 'one')
+
+
+@pytest.mark.slow
+def test_devices_that_share_images_change_no_more_than_rounding(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+  curves = []
+  for devices in (1, 2):
+    folder = tmp_path / str(devices)
+    process = subprocess.run(
+      [
+        *(sys.executable, TRAIN, *FAST, '--compilation_cache='),
+        *(f'--workdir={folder}', f'--data_devices={devices}'),
+      ],
+      cwd=ROOT,
+      env={**os.environ, 'PYTHONPATH': str(ROOT)},
+      capture_output=True,
+    )
+    assert process.returncode == 0, process.stderr
+    rows = [json.loads(line) for line in lines(folder)]
+    curves.append([row['train_loss'] for row in rows if 'train_loss' in row])
+  one, two = curves
+  assert one != two  # Or nothing was shared.
+  assert one == pytest.approx(two, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -487,7 +487,7 @@ def econas(
     x='training examples of the search',
     y='best on the highest rung so far',
   )
-  figure.savefig(path / 'curves.png', dpi=150)
+  workdir.save_figure(path / 'curves.png', figure)
   write_results(path, summary)
   console.print(report.results(rows))
   console.print(f'everything is in {path}', highlight=False)

@@ -12,6 +12,7 @@ import optax
 import rich.console
 
 from jaxnas import combine, network, report, stages, training, workdir
+from jaxnas import mesh as meshes
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.jobs.settings import (
   Settings,
@@ -126,8 +127,9 @@ def finish(
   )
 
 
+@meshes.by_first
 def write_results(path: pathlib.Path, summary: dict[str, Any]) -> None:
-  """Writes `summary.json` and `report.html`."""
+  """Writes `summary.json` and `report.html`, in the first process."""
   workdir.write_atomically(
     path / 'summary.json', json.dumps(summary, indent=2) + '\n'
   )

@@ -835,7 +835,7 @@ def _draw(settings, table, path: pathlib.Path, lines, steps) -> None:
     y=f'{held["report"]} of the best by {held["signal"]}',
     goal=float(of_all[best]),
   )
-  figure.savefig(path / 'curves.png', dpi=150)
+  workdir.save_figure(path / 'curves.png', figure)
   if not steps:
     return
   cost = less(settings)[0]
@@ -857,7 +857,7 @@ def _draw(settings, table, path: pathlib.Path, lines, steps) -> None:
     x=cost,
     y=held['signal'],
   )
-  figure.savefig(path / 'fronts.png', dpi=150)
+  workdir.save_figure(path / 'fronts.png', figure)
 
 
 def results(rows: dict[str, Any], settings: Settings) -> rich.table.Table:

@@ -71,7 +71,7 @@ def as_data(
       for their number.
     over: how they run, `training.in_turn` or `training.at_once`; None for what
       is fastest where it runs.
-    mesh: the devices; None for all there are.
+    mesh: the devices; None for `jaxnas.mesh.current()`.
 
   Returns:
     A trainer. Its state is a `Pupil` with the supernet's variables.
@@ -90,7 +90,7 @@ def as_data(
   def train(
     keys: Sequence[Key], genotypes: Any, states: Sequence[Pupil | None]
   ) -> list[Taught]:
-    there = meshes.make() if mesh is None else mesh
+    there = meshes.current() if mesh is None else mesh
     shapes = jax.eval_shape(fresh, keys[0])
     blank = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     members = []
@@ -231,7 +231,7 @@ def unrolled(
     tx: the optimizer.
     epochs: of a rung.
     batch: examples in a step.
-    mesh: the devices; None for all there are.
+    mesh: the devices; None for `jaxnas.mesh.current()`.
 
   Returns:
     A trainer. Its state is a `Pupil` with a `Network`.

@@ -102,13 +102,13 @@ def _mesh(mesh: Any, size: int) -> jax.sharding.Mesh:
 
 
 @programs.kept
-def _program(call, over, mesh):
+def _program(call, over, mesh, impl):
   """The program that calls a learner's function on every member."""
 
   def one(carry, read, shared):
     del carry
-    key, member = read
-    return (), call(key, member, shared)
+    raw, member = read
+    return (), call(jax.random.wrap_key_data(raw, impl=impl), member, shared)
 
   each = over(one)
   if mesh.size > 1:
@@ -125,14 +125,17 @@ def _called(call, key: Key, members: Members, data, over, mesh) -> Any:
   """What a learner's function gives for every member, on all devices."""
   size = _size(members)
   mesh = _mesh(mesh, size)
-  program = _program(call, over or training.form(), mesh)
+  impl = str(jax.random.key_impl(key))
+  program = _program(call, over or training.form(), mesh, impl)
   devices = mesh.shape[meshes.POPULATION]
   counts = np.full(devices, size // devices, np.int32)
-  given = (keys_of(key, size), members.member)
+  given = (jax.random.key_data(keys_of(key, size)), members.member)
   if mesh.size > 1 and not _traced(given):
     given = meshes.spread(given, mesh)
     data = meshes.replicate(data, mesh)
-  return program(*given, data, counts)
+  found = program(*given, data, counts)
+  # What other processes hold a part of, only programs of all can read.
+  return found if jax.process_count() == 1 else meshes.fetch(found)
 
 
 def _traced(tree: Any) -> bool:
