@@ -8,6 +8,7 @@ from jaxnas import curves as curves
 from jaxnas import draw as draw
 from jaxnas import estimators as estimators
 from jaxnas import fidelity as fidelity
+from jaxnas import forms as forms
 from jaxnas import groups as groups
 from jaxnas import jobs as jobs
 from jaxnas import layers as layers
@@ -16,6 +17,7 @@ from jaxnas import mesh as mesh
 from jaxnas import mixing as mixing
 from jaxnas import morphisms as morphisms
 from jaxnas import network as network
+from jaxnas import plans as plans
 from jaxnas import report as report
 from jaxnas import selection as selection
 from jaxnas import spaces as spaces
@@ -78,6 +80,7 @@ __all__ = (
   'estimators',
   'fidelity',
   'flops',
+  'forms',
   'group_by',
   'groups',
   'init',
@@ -90,6 +93,7 @@ __all__ = (
   'network',
   'observe',
   'param_count',
+  'plans',
   'repeat',
   'report',
   'run',

@@ -6,9 +6,8 @@ Authors of algorithms see neither.
 """
 
 import functools
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,268 +16,10 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxnas import groups, layers, morphisms, network, programs
+from jaxnas import forms, layers, morphisms, network, plans, programs
 from jaxnas import mesh as meshes
 from jaxnas.base import Data, Key, Task
-from jaxnas.morphisms import Morphism
-from jaxnas.spec import Dropout, Spec
-
-
-def bucket(width: int) -> int:
-  """The capacity a width is stored at: 4, 8, 16, 32, 48, 64, 96, 128, ...
-
-  Less than twice the width from 3 on; a search's programs grow with the
-  logarithm of its widths. Which ladder: growth of six convolutions from 8 to
-  64 channels, a tenth at a time, meets 9.5 structures (mean of 30 draws) and
-  does 1.32 times the operations of exact widths. With 24 on the ladder it is
-  12.0 and 1.26, with all multiples of 8 15.1 and 1.15, with powers of two
-  alone 6.9 and 1.57.
-
-  Example:
-    >>> [bucket(n) for n in (3, 5, 9, 17, 33, 49, 65)]
-    [4, 8, 16, 32, 48, 64, 96]
-  """
-  power = 4
-  while True:
-    if width <= power:
-      return power
-    if power >= 32 and width <= power * 3 // 2:
-      return power * 3 // 2
-    power *= 2
-
-
-@functools.lru_cache(maxsize=1024)
-def padding(spec: Spec) -> Morphism:
-  """The move that pads every group of free width to its bucket.
-
-  A network that is padded already keeps its capacities.
-
-  Example:
-    >>> from jaxnas.spaces import seeds
-    >>> padding(seeds.mlp((4,), (9,), 3))
-    Pad(capacities=(('dense1', 16),))
-  """
-  if spec.padded:
-    return morphisms.identity()
-  buckets = {g.name: bucket(g.size) for g in groups.growable(spec)}
-  return morphisms.pad(buckets) if buckets else morphisms.identity()
-
-
-def capacity(spec: Spec, padded: Spec) -> Morphism:
-  """The move that pads the groups of `spec` to their sizes in `padded`.
-
-  Example:
-    >>> from jaxnas.spaces import seeds
-    >>> spec, wider = (seeds.mlp((4,), (n,), 3) for n in (9, 20))
-    >>> capacity(spec, morphisms.respec(padding(wider), wider))
-    Pad(capacities=(('dense1', 32),))
-  """
-  if spec == padded:
-    return morphisms.identity()
-  sizes = groups.table(padded).groups
-  return morphisms.pad({name: sizes[name].size for name in padded.padded})
-
-
-class Batch(NamedTuple):
-  """Members that are trained or measured by one program.
-
-  Attributes:
-    members: their numbers.
-    spec: the padded spec at which all of them are stored.
-    over: the form, `in_turn` or `at_once`: lifts a function of one member to
-      one of stacked members.
-    slots: places for members on each device; the program is compiled for
-      their number, so few different ones should occur.
-  """
-
-  members: tuple[int, ...]
-  spec: Spec
-  over: Callable[..., Any]
-  slots: int
-
-
-# `plan(specs, devices=..., batch=..., passes=...) -> batches`: `strategy`.
-Plan = Callable[..., Sequence[Batch]]
-
-# Seconds to compile a program, and operations a second, of small networks on
-# two cores; the members in one call, the weights for which there may be slots
-# that stay empty, and the bytes of activations that members side by side need.
-_COMPILING = 2.0
-_SPEED = 5e10
-# Programs' compilations that padding must cost before exact widths get their
-# own: they are likely to change, and then compile again.
-_WORTH = 10
-_SLOTS = 64
-_SPARE = 1 << 17
-_ACTIVATIONS = 4 << 30
-
-
-def strategy(
-  specs: Sequence[Spec], *, devices: int, batch: int, passes: int
-) -> list[Batch]:
-  """Which members are trained together, stored how, and in which form.
-
-  Members of equal buckets share a program. Members of one graph whose buckets
-  differ are stored at the larger ones of both where the operations that this
-  adds take less time than compiling another program; what is computed is the
-  same but for rounding. Members with dropout are not, because what it draws
-  depends on the capacity. Where padding to buckets would cost more than 20
-  seconds, a training of hours, members are stored at their exact widths.
-
-  On CPU the members run `in_turn`, elsewhere `at_once`. Milliseconds of CPU
-  time for a member's training step (Adam, batch 64, one core of an EPYC that
-  other programs used as well):
-
-  | network                          | P  | in_turn | at_once | PyTorch |
-  |----------------------------------|----|---------|---------|---------|
-  | MLP 32-64-64-10                  | 16 | 0.043   | 0.041   | 0.30    |
-  | convolutions 3-16-32-32, 32 x 32 | 1  | 85      |         | 50-70   |
-
-  Side by side, members need the memory of all of them, and a first call of
-  four such convolutional networks took 38 s where in turn it took 10; in
-  turn, a member is computed by the same instructions however many there are.
-  Of `at_once` on a GPU nothing is measured: it is a guess that vectorising
-  wins there. `docs/performance.md` has the rest.
-
-  Args:
-    specs: of the members.
-    devices: over how many devices members are dealt out.
-    batch: examples at a time.
-    passes: examples that pass forward through each member; one that is
-      trained on counts three times.
-
-  Returns:
-    Batches that have every member once.
-
-  Example:
-    >>> from jaxnas.spaces import seeds
-    >>> specs = [seeds.mlp((4,), (n,), 3) for n in (3, 9, 4)]
-    >>> work = dict(devices=1, batch=64, passes=1000)
-    >>> [b.members for b in strategy(specs, **work)]
-    [(0, 1, 2)]
-    >>> [b.members for b in apart(specs, **work)]
-    [(0, 2), (1,)]
-    >>> [len(b.spec.padded) for b in strategy(specs[1:2], **work)]
-    [1]
-    >>> work['passes'] = 10**12
-    >>> [len(b.spec.padded) for b in strategy(specs[1:2], **work)]
-    [0]
-  """
-  held = _exact(_structures(specs), specs, passes)
-  shared: dict[Spec, list[int]] = {}
-  # The largest first: what is smaller may find room in it.
-  for spec in sorted(held, key=_operations, reverse=True):
-    members = held[spec]
-    room = [(_united(spec, other), other) for other in shared]
-    added = {
-      (both, other): _operations(both) * (len(members) + len(shared[other]))
-      - _operations(spec) * len(members)
-      - _operations(other) * len(shared[other])
-      for both, other in room
-      if both is not None
-    }
-    best = min(added, key=added.get, default=None)
-    if best is None or added[best] * passes / _SPEED > _COMPILING:
-      shared[spec] = members
-      continue
-    both, other = best
-    members = sorted(members + shared.pop(other))
-    shared[both] = sorted(members + shared.get(both, []))
-  return _batches(shared, devices, batch)
-
-
-def apart(
-  specs: Sequence[Spec], *, devices: int, batch: int, passes: int
-) -> list[Batch]:
-  """The plan that never shares a program between different buckets.
-
-  What becomes of a member is then, `in_turn`, the same to the last bit with
-  whatever others. Arguments and example as of `strategy`.
-  """
-  del passes
-  return _batches(_structures(specs), devices, batch)
-
-
-def _structures(specs: Sequence[Spec]) -> dict[Spec, list[int]]:
-  """The members of each padded spec."""
-  held: dict[Spec, list[int]] = {}
-  for i, spec in enumerate(specs):
-    held.setdefault(morphisms.respec(padding(spec), spec), []).append(i)
-  return held
-
-
-def _exact(held, specs, passes) -> dict[Spec, list[int]]:
-  """Structures of which those that are padded at great cost are not padded."""
-  found: dict[Spec, list[int]] = {}
-  for padded, members in held.items():
-    alike: dict[Spec, list[int]] = {}
-    for i in members:
-      alike.setdefault(specs[i], []).append(i)
-    for spec, own in alike.items():
-      added = (_operations(padded) - _operations(spec)) * len(own)
-      dear = added * passes / _SPEED > _WORTH * _COMPILING
-      found.setdefault(spec if dear else padded, []).extend(own)
-  return {spec: sorted(members) for spec, members in found.items()}
-
-
-def _batches(held, devices: int, batch: int) -> list[Batch]:
-  """Batches of members of the same padded spec, as large as memory allows."""
-  over = form()
-  found = []
-  for spec, members in sorted(held.items(), key=lambda item: item[1]):
-    most = _SLOTS
-    if over is at_once:
-      # Activations of both directions; weights are small beside them.
-      needed = 8 * batch * sum(math.prod(s) for s in spec.shapes.values())
-      most = max(1, min(most, _ACTIVATIONS // needed))
-    # A power of two, so that few programs differ in their number only.
-    most = 1 << (most.bit_length() - 1)
-    for start in range(0, len(members), most * devices):
-      part = tuple(members[start : start + most * devices])
-      each = -(-len(part) // devices)
-      slots = max(1 << (each - 1).bit_length(), _least(spec, over))
-      found.append(Batch(part, spec, over, slots))
-  return found
-
-
-def _least(spec: Spec, over: Callable[..., Any]) -> int:
-  """Slots at least: those that stay empty in turn are not run.
-
-  As many as hold few weights, up to eight, so that small networks, which take
-  far longer to compile than to train, are compiled once for one and for eight.
-  """
-  if over is not in_turn:
-    return 1
-  room = _SPARE // max(1, network.param_count(spec))
-  return 1 << (min(max(room, 1), 8).bit_length() - 1)
-
-
-@functools.lru_cache(maxsize=4096)
-def _operations(spec: Spec) -> int:
-  """Floating-point operations of a forward pass, padding counted."""
-  return sum(
-    2
-    * math.prod(spec.shapes[node.name])
-    * math.prod(getattr(node.op, 'kernel', ()))
-    * spec.shapes[node.inputs[0]][-1]
-    for node in spec.nodes
-    if node.op.kind == 'mixing'
-  )
-
-
-@functools.lru_cache(maxsize=4096)
-def _united(one: Spec, two: Spec) -> Spec | None:
-  """The padded spec with room for both; None for what must stay apart."""
-  if one.padded != two.padded or not one.padded:
-    return None
-  if any(isinstance(node.op, Dropout) for node in one.nodes):
-    return None
-  sizes = [groups.table(spec).groups for spec in (one, two)]
-  if any(name not in sizes[1] for name in one.padded):
-    return None
-  most = {n: max(sizes[0][n].size, sizes[1][n].size) for n in one.padded}
-  both = groups.resized(one, most)
-  return both if both == groups.resized(two, most) else None
+from jaxnas.spec import Spec
 
 
 class Fit(NamedTuple):
@@ -335,13 +76,13 @@ def fit_all(
   epochs: float,
   batch: int,
   opt_states: Sequence[Any] | None = None,
-  plan: Plan | None = None,
+  plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Fit]:
   """Trains many networks, each for epochs over `task.train`.
 
   Data stay on the devices; an epoch of all members of a batch (see
-  `strategy`) is one compiled program, shared by all networks of the same
+  `plans.strategy`) is one compiled program, shared by all networks of the same
   buckets, and the only one that a fit compiles: the optimizer's fresh state is
   made in it. Each epoch is a fresh permutation, of which an incomplete last
   batch is left out. What becomes of a member depends on its own key, network
@@ -362,7 +103,7 @@ def fit_all(
     opt_states: the optimizer's states; None, for all or in the place of one,
       for a fresh one, which no epochs leave None.
     plan: says which members are trained together and how; None for
-      `strategy`.
+      `plans.strategy`.
     mesh: the devices; None for `jaxnas.mesh.current()`: all there are, unless
       the caller chose others.
 
@@ -417,7 +158,7 @@ def fit_all(
       *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
       *(str(jax.random.key_impl(keys[group.members[0]])), group.over, mesh),
     )
-    shapes = _shapes(begun(group.members[0], group), group, mesh)
+    shapes = plans.shapes(begun(group.members[0], group), group, mesh)
     return train, (*shapes, data, np.int32(0), np.int32(0))
 
   for group, train in zip(planned, programs.ahead(map(call, planned))):
@@ -430,10 +171,10 @@ def fit_all(
   return [fits[i] for i in range(len(nets))]
 
 
-def _groups(plan, nets, mesh, batch, passes) -> Sequence[Batch]:
+def _groups(plan, nets, mesh, batch, passes) -> Sequence[plans.Batch]:
   """What the plan makes of networks, each of them once."""
   specs = [net.spec for net in nets]
-  found = (plan or strategy)(
+  found = (plan or plans.strategy)(
     specs, devices=mesh.shape[meshes.POPULATION], batch=batch, passes=passes
   )
   planned = sorted(i for group in found for i in group.members)
@@ -488,7 +229,7 @@ def _stored(net, state, spec) -> tuple[network.Network, Any]:
   if net.spec != spec:
     net, state = _end(net, state)
   return morphisms.morph(
-    capacity(net.spec, spec), net, theta=(), opt_state=state
+    plans.capacity(net.spec, spec), net, theta=(), opt_state=state
   )
 
 
@@ -501,8 +242,8 @@ def _end(net, state) -> tuple[network.Network, Any]:
 
 def _run_epochs(train, padded, data, lengths, group, mesh):
   """(variables, state, losses) of each member after the epochs."""
-  where, counts = places(group, mesh)
-  stacked = (*stack(padded, where), counts)
+  where, counts = plans.places(group, mesh)
+  stacked = (*plans.stack(padded, where), counts)
   carry, read, counts = meshes.spread(stacked, mesh)
   losses = []
   for number, length in enumerate(lengths):
@@ -511,57 +252,10 @@ def _run_epochs(train, padded, data, lengths, group, mesh):
     )
     losses.append(loss)
   carry, losses = meshes.fetch((carry, losses))
-  for place in firsts(where):
+  for place in plans.firsts(where):
     own = jax.tree.map(operator.itemgetter(place), (carry, losses))
     variables, state = jax.tree.map(np.array, own[0])  # Frees the others.
     yield variables, state, tuple(map(float, own[1]))
-
-
-def places(group: Batch, mesh) -> tuple[np.ndarray, np.ndarray]:
-  """The member in every slot of the mesh, and how many each device has.
-
-  Slots beyond a device's share repeat the first member, which is a network
-  that can be computed; what comes of them is not read.
-  """
-  shares = meshes.deal(len(group.members), mesh)
-  where = np.zeros((len(shares), group.slots), int)
-  for row, share in zip(where, shares):
-    if len(share) > group.slots:
-      raise ValueError(
-        f'{len(group.members)} members on {len(shares)} devices do not fit '
-        f'into slots={group.slots}.'
-      )
-    row[: len(share)] = share
-  return where.ravel(), np.asarray([len(share) for share in shares], np.int32)
-
-
-def firsts(where: np.ndarray) -> list[int]:
-  """The slot of each member."""
-  return list(np.unique(where, return_index=True)[1])
-
-
-def stack(trees: Sequence[Any], where: np.ndarray) -> Any:
-  """Equal pytrees as one with a leading axis of slots, on the host."""
-  return jax.tree.map(
-    lambda *leaves: np.stack([leaves[i] for i in where]), *trees
-  )
-
-
-def _shapes(member: Any, group: Batch, mesh) -> tuple[Any, ...]:
-  """Shapes of `stack` of members like this one, and of their counts."""
-  devices = mesh.shape[meshes.POPULATION]
-  return meshes.spread_shapes(
-    (
-      *jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-          (devices * group.slots, *leaf.shape), leaf.dtype
-        ),
-        member,
-      ),
-      jax.ShapeDtypeStruct((devices,), np.int32),
-    ),
-    mesh,
-  )
 
 
 def _lengths(epochs: float, batches: int) -> list[int]:
@@ -596,102 +290,6 @@ def objective(module, loss, params, held, inputs, targets, key):
     rngs={'dropout': key},
   )
   return loss(outputs, targets).mean(), changed
-
-
-def form() -> Callable[..., Any]:
-  """How members run where no plan says it: `in_turn` on CPU, else `at_once`.
-
-  `strategy` has the figures.
-  """
-  return in_turn if jax.default_backend() == 'cpu' else at_once
-
-
-def in_turn(f: Callable[..., Any]) -> Callable[..., Any]:
-  """Members one after another in one program; a form for `Batch.over`.
-
-  Args:
-    f: `f(carry, read, shared) -> (carry, out)` of one member.
-
-  Returns:
-    `each(carry, read, count, shared) -> (carry, out)` of stacked members, of
-    which it runs the first `count` and leaves the others as they are, their
-    `out` zero. The memory for intermediate values is that of one member.
-
-  Example:
-    >>> each = in_turn(lambda carry, read, shared: (carry + read, carry))
-    >>> carry, out = each(jnp.ones(4), jnp.arange(4.0), 2, ())
-    >>> carry.tolist(), out.tolist()
-    ([1.0, 2.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0])
-  """
-
-  def each(carry, read, count, shared):
-    def body(i, held):
-      own = jax.tree.map(
-        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False),
-        (held[0], read),
-      )
-      return jax.tree.map(
-        lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0),
-        held,
-        f(*own, shared),
-      )
-
-    first = jax.tree.map(lambda leaf: leaf[0], (carry, read))
-    slots = len(jax.tree.leaves(read)[0])
-    out = jax.tree.map(
-      lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype),
-      jax.eval_shape(f, *first, shared)[1],
-    )
-    return jax.lax.fori_loop(0, count, body, (carry, out))
-
-  return each
-
-
-def at_once(f: Callable[..., Any]) -> Callable[..., Any]:
-  """Members side by side, by `jax.vmap`; a form for `Batch.over`.
-
-  Args and returns as of `in_turn`, but all slots are run, and the memory for
-  intermediate values is that of all of them.
-  """
-
-  def each(carry, read, count, shared):
-    del count
-    return jax.vmap(f, in_axes=(0, 0, None))(carry, read, shared)
-
-  return each
-
-
-def on_mesh(each, mesh):
-  """Runs `each` on every device's own members: no device waits for another.
-
-  Args:
-    each: as `in_turn` and `at_once` make it.
-    mesh: the devices; the members are dealt out over its `population` axis.
-
-  Returns:
-    `all(carry, read, counts, shared)`, as `each` but with (devices,) counts.
-  """
-  dealt = PartitionSpec(meshes.POPULATION)
-  return jax.shard_map(
-    lambda carry, read, counts, shared: each(carry, read, counts[0], shared),
-    mesh=mesh,
-    in_specs=(dealt, dealt, dealt, PartitionSpec()),
-    out_specs=dealt,
-    # The compiler spreads what is computed over the `data` axis.
-    axis_names={meshes.POPULATION},
-    check_vma=False,
-  )
-
-
-def compiler_options(mesh) -> dict[str, Any] | None:
-  """XLA's options for a program on a mesh.
-
-  Several CPU devices of a process share its threads: each device's matrix
-  products keep to one, or all of them wait for each other's.
-  """
-  shared = len(mesh.local_devices) > 1
-  more = {'xla_cpu_multi_thread_eigen': False} if shared else {}
-  return programs.options(**more)
 
 
 def _over_data(mesh):
@@ -824,10 +422,10 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
     params, held, state, *_, total = end
     return ({**held, 'params': params}, state), total / length
 
-  each = on_mesh(over(one), mesh)
+  each = forms.on_mesh(over(one), mesh)
 
   @functools.partial(
-    jax.jit, donate_argnums=0, compiler_options=compiler_options(mesh)
+    jax.jit, donate_argnums=0, compiler_options=forms.compiler_options(mesh)
   )
   def epoch(carry, read, counts, data: Data, number, length):
     return each(carry, read, counts, (data, number, length))
@@ -870,7 +468,7 @@ def evaluate_all(
   data: Data,
   *,
   batch: int = 256,
-  plan: Plan | None = None,
+  plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Measured]:
   """Measures networks, each on every example of a split.
@@ -921,16 +519,18 @@ def evaluate_all(
       *(group.spec, task.loss, task.metric, task.prepare, batch),
       *(group.over, mesh),
     )
-    shapes = _shapes((padded(group.members[0], group),), group, mesh)
+    shapes = plans.shapes((padded(group.members[0], group),), group, mesh)
     return measure, (*shapes, *parts[0])
 
   for group, measure in zip(planned, programs.ahead(map(call, planned))):
-    where, counts = places(group, mesh)
+    where, counts = plans.places(group, mesh)
     members = [padded(i, group) for i in group.members]
-    variables, counts = meshes.spread((stack(members, where), counts), mesh)
+    variables, counts = meshes.spread(
+      (plans.stack(members, where), counts), mesh
+    )
     sums = [measure(variables, counts, *part) for part in parts]
     total = np.sum(meshes.fetch(sums), axis=0, dtype=float)
-    for i, place in zip(group.members, firsts(where)):
+    for i, place in zip(group.members, plans.firsts(where)):
       found[i] = Measured(*map(float, total[place] / count), count)
   return [found[i] for i in range(len(nets))]
 
@@ -971,9 +571,9 @@ def _measure(spec, loss, metric, prepare, batch, over, mesh):
     batches = (count + batch - 1) // batch
     return carry, jax.lax.fori_loop(0, batches, add, jnp.zeros(2))
 
-  each = on_mesh(over(one), mesh)
+  each = forms.on_mesh(over(one), mesh)
 
-  @functools.partial(jax.jit, compiler_options=compiler_options(mesh))
+  @functools.partial(jax.jit, compiler_options=forms.compiler_options(mesh))
   def measure(variables, counts, data: Data, count):
     return each((), variables, counts, (data, count))[1]
 

@@ -26,6 +26,7 @@ from jaxnas import (
   groups,
   morphisms,
   network,
+  plans,
   run,
   stages,
   tasks,
@@ -562,7 +563,7 @@ def test_alike_networks_share_programs_and_come_back(task):
 def test_a_generation_of_eighteen_networks_has_seven_structures():
   grown = combine.chain(stages.expand(stages.edits()), stages.realise())
   after, _ = grown.update(jax.random.key(0), population(DIGITS), ((), ()))
-  exact = {training.padding(m.net.spec)(m.net, ()).spec for m in after.members}
+  exact = {plans.padding(m.net.spec)(m.net, ()).spec for m in after.members}
   seen = set()
 
   def look(population):

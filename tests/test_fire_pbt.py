@@ -9,11 +9,11 @@ from jaxnas import (
   algorithms,
   checkpoint,
   combine,
+  forms,
   learners,
   mixing,
   selection,
   stages,
-  training,
 )
 from jaxnas.base import Body, Member, Members
 from jaxnas.learners import toys
@@ -284,7 +284,7 @@ def finals(seeds):
   Each search has 22 members, 50 rounds of 20 steps, and PBT-Zoo's quarter and
   factor of two.
   """
-  learner, where = learners.deceptive(), {'over': training.at_once}
+  learner, where = learners.deceptive(), {'over': forms.at_once}
   rule = {'pairing': selection.copies(0.25), 'factors': (0.5, 2.0)}
   pbt = algorithms.pbt(learner, toys.RANGE, **rule, **where)
   static = algorithms.train_only(learner, **where)

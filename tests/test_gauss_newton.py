@@ -18,7 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxnas import groups, morphisms, network, stages, tasks, testing, training
+from jaxnas import (
+  groups,
+  morphisms,
+  network,
+  plans,
+  stages,
+  tasks,
+  testing,
+  training,
+)
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Data, rng
 from jaxnas.estimators import (
@@ -967,7 +976,7 @@ def test_scores_do_not_see_padding(x64, monkeypatch):
   moves, thetas = _all_moves(net)
   arguments = jax.random.key(0), net, moves, thetas, _batch(), ()
   padded = gauss_newton(factor=softmax_sketch(2)).score(*arguments)
-  assert training.padding(net.spec) != _exact_padding(net.spec)
+  assert plans.padding(net.spec) != _exact_padding(net.spec)
   monkeypatch.setattr(training, 'padding', _exact_padding)
   plain = gauss_newton(factor=softmax_sketch(2)).score(*arguments)
   np.testing.assert_allclose(padded.linear, plain.linear, atol=1e-12)
@@ -1200,7 +1209,7 @@ class _Trained:
     least = {g.name: g.size + 1 for g in groups.growable(self.net.spec)}
     moved = morphisms.pad(
       {
-        g.name: training.bucket(max(g.size, least.get(g.name, 1)))
+        g.name: plans.bucket(max(g.size, least.get(g.name, 1)))
         for g in groups.growable(moved.spec)
       }
     )(moved, ())

@@ -16,6 +16,7 @@ from jaxnas import (
   combine,
   morphisms,
   network,
+  plans,
   stages,
   tasks,
   testing,
@@ -384,7 +385,7 @@ def test_mean_activation_averages_positions_and_adds_up_where_it_is_read():
   }
   for linear in found.values():
     np.testing.assert_allclose(linear, expected, rtol=1e-5)
-  assert training.padding(net.spec) != morphisms.identity()
+  assert plans.padding(net.spec) != morphisms.identity()
 
 
 def test_chance_depends_on_the_key_and_on_the_move_alone():
@@ -491,7 +492,7 @@ def test_one_program_measures_all_splits_and_prunes():
   built = [
     m(full, t) for m, t in zip(_moves(full), _fitted(full, _moves(full)))
   ]
-  own = {training.padding(moved.spec)(moved, ()).spec for moved in built}
+  own = {plans.padding(moved.spec)(moved, ()).spec for moved in built}
   assert len(own) == 3
 
 

@@ -33,6 +33,8 @@ LAYERS = {
   'fidelity': 2,
   'mixing': 2,
   'mesh': 3,
+  'forms': 3,
+  'plans': 3,
   'training': 3,
   'spaces': 3,
   'estimators': 4,

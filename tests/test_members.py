@@ -20,11 +20,11 @@ from jaxnas import (
   algorithms,
   checkpoint,
   combine,
+  forms,
   learners,
   mixing,
   selection,
   stages,
-  training,
 )
 from jaxnas import mesh as meshes
 from jaxnas.base import Body, Genes, Member
@@ -351,7 +351,7 @@ def test_a_round_without_jit_is_the_round():
 
 @pytest.mark.slow
 def test_many_searches_at_once_are_the_searches_one_by_one():
-  stage = algorithms.pbt_nas(small(), over=training.at_once)
+  stage = algorithms.pbt_nas(small(), over=forms.at_once)
   keys = jax.random.split(jax.random.key(5), 3)
 
   def search(key):

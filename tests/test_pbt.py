@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnas import algorithms, learners, mixing, selection, stages, training
+from jaxnas import algorithms, forms, learners, mixing, selection, stages
 from jaxnas.base import Body, Member, Members
 from jaxnas.learners import toys
 from jaxnas.run import rounds, run
@@ -228,7 +228,7 @@ def searches(learner, where):
 def finals():
   """Of each search, (seeds, members) fitness after 50 rounds of 20 steps."""
   learner = learners.plain()
-  found = searches(learner, {'over': training.at_once})
+  found = searches(learner, {'over': forms.at_once})
 
   def one(seed):
     start_key, key = jax.random.split(jax.random.key(seed))

@@ -17,9 +17,11 @@ import source_tree
 from jaxnas import (
   checkpoint,
   combine,
+  forms,
   layers,
   morphisms,
   network,
+  plans,
   stages,
   tasks,
   training,
@@ -100,7 +102,7 @@ def assert_same(one, two, **tolerance):
 
 def at_once(planned, specs_, **work):
   """A plan with the members of another side by side."""
-  return [b._replace(over=training.at_once) for b in planned(specs_, **work)]
+  return [b._replace(over=forms.at_once) for b in planned(specs_, **work)]
 
 
 # As one by one.
@@ -116,11 +118,11 @@ def alone(given):
 def test_members_are_trained_as_if_alone():
   """To the last bit in turn; but for rounding side by side, and padded."""
   expected = alone(nets())
-  assert_same(fit_all(nets(), plan=training.apart), expected)
+  assert_same(fit_all(nets(), plan=plans.apart), expected)
   close = {'rtol': 1e-4, 'atol': 1e-6}
   for plan in (
-    training.strategy,
-    functools.partial(at_once, training.apart),
+    plans.strategy,
+    functools.partial(at_once, plans.apart),
   ):
     assert_same(fit_all(nets(), plan=plan), expected, **close)
   # The comparison can fail: another key is another result.
@@ -133,8 +135,8 @@ def test_members_are_measured_as_if_alone():
   expected = [training.evaluate(n, task(), task().valid) for n in given]
   for plan in (
     None,
-    training.apart,
-    functools.partial(at_once, training.apart),
+    plans.apart,
+    functools.partial(at_once, plans.apart),
   ):
     measured = training.evaluate_all(given, task(), task().valid, plan=plan)
     assert_same(measured, expected, rtol=1e-5)
@@ -143,8 +145,8 @@ def test_members_are_measured_as_if_alone():
 
 def test_a_members_result_does_not_depend_on_its_neighbours():
   given = nets()
-  whole = fit_all(given, plan=training.apart)
-  part = fit_all(given[1:3], keys=keys(3)[1:], plan=training.apart)
+  whole = fit_all(given, plan=plans.apart)
+  part = fit_all(given[1:3], keys=keys(3)[1:], plan=plans.apart)
   assert_same(part, whole[1:3])
 
 
@@ -154,7 +156,7 @@ def test_padded_networks_share_programs_with_wider_ones():
   padded = [
     morphisms.pad({'dense1': size})(n, ()) for n, size in zip(given, room)
   ]
-  (batch,) = training.strategy(
+  (batch,) = plans.strategy(
     [n.spec for n in padded], devices=1, batch=8, passes=1
   )
   assert batch.spec.shapes['dense1'] == (32,)
@@ -171,7 +173,7 @@ def test_padded_networks_share_programs_with_wider_ones():
 
 def _at(fitted, padded):
   """The optimizer's state of a fit, for the padded network."""
-  move = training.capacity(fitted.net.spec, padded.spec)
+  move = plans.capacity(fitted.net.spec, padded.spec)
   return morphisms.morph(move, fitted.net, opt_state=fitted.opt_state)[1]
 
 
@@ -204,14 +206,14 @@ def test_members_of_a_bucket_are_one_program_for_up_to_eight():
 
 def test_large_networks_keep_no_slots_empty():
   large = [net(3000).spec] * 5
-  plan = functools.partial(training.strategy, devices=1, batch=8, passes=1)
+  plan = functools.partial(plans.strategy, devices=1, batch=8, passes=1)
   slots = [plan(large[:n])[0].slots for n in (1, 2, 3, 5)]
   assert slots == [2, 2, 4, 8]
 
 
 def test_short_training_shares_buckets_and_long_training_does_not():
   given = [net(5).spec, net(9).spec, net(20).spec]
-  plan = functools.partial(training.strategy, given, devices=1, batch=8)
+  plan = functools.partial(plans.strategy, given, devices=1, batch=8)
   (batch,) = plan(passes=100)
   assert batch.members == (0, 1, 2) and batch.slots == 8
   assert batch.spec.shapes['dense1'] == (32,)
@@ -222,8 +224,8 @@ def test_short_training_shares_buckets_and_long_training_does_not():
     own = own_task()
     return compiled(lambda: fit_all(mixed, task=own, epochs=1, plan=plan))
 
-  assert programs(training.strategy) == 1
-  assert programs(training.apart) == 3
+  assert programs(plans.strategy) == 1
+  assert programs(plans.apart) == 3
 
 
 @pytest.mark.parametrize('dropout', [False, True])
@@ -236,18 +238,18 @@ def test_dropout_keeps_its_own_buckets(dropout):
     )
     for n in (5, 9)
   ]
-  plan = training.strategy(given, devices=1, batch=8, passes=100)
+  plan = plans.strategy(given, devices=1, batch=8, passes=100)
   assert len(plan) == (2 if dropout else 1)
 
 
 def test_many_members_are_chunks_of_bounded_memory():
   given = [net(5).spec] * 150
-  plan = training.strategy(given, devices=1, batch=8, passes=100)
+  plan = plans.strategy(given, devices=1, batch=8, passes=100)
   assert [(len(b.members), b.slots) for b in plan] == [
     *[(64, 64)] * 2,
     (22, 32),
   ]
-  dealt = training.strategy(given, devices=4, batch=8, passes=100)
+  dealt = plans.strategy(given, devices=4, batch=8, passes=100)
   assert [(len(b.members), b.slots) for b in dealt] == [(150, 64)]
 
 
@@ -260,9 +262,7 @@ def test_many_members_are_chunks_of_bounded_memory():
     (
       {
         'plan': lambda given, **work: [
-          training.Batch(
-            (0, 1), network.to_host(net(8)).spec, training.in_turn, 1
-          )
+          plans.Batch((0, 1), network.to_host(net(8)).spec, forms.in_turn, 1)
         ]
       },
       'do not fit into slots=1',
@@ -324,12 +324,12 @@ def test_step_sizes_follow_a_move_and_padding():
   assert [rate(f.opt_state) for f in fits] == [0.25, 0.5]
 
 
-@pytest.mark.parametrize('over', [training.in_turn, training.at_once])
+@pytest.mark.parametrize('over', [forms.in_turn, forms.at_once])
 def test_a_member_that_diverges_disturbs_no_other(over):
   given = [net(8), net(8, seed=1), net(8, seed=2)]
 
   def plan(given, **work):
-    return [b._replace(over=over) for b in training.apart(given, **work)]
+    return [b._replace(over=over) for b in plans.apart(given, **work)]
 
   def fit(middle):
     return fit_all(
@@ -418,7 +418,7 @@ def test_a_gradient_of_a_few_images_at_a_time_is_the_whole(
 
 def search(mesh, look=lambda population: None):
   """The stage and the first population of a search of mixed structures."""
-  own = {'plan': training.apart, 'mesh': mesh}
+  own = {'plan': plans.apart, 'mesh': mesh}
   stage = combine.chain(
     stages.train(task(), tx(), epochs=1, batch=8, **own),
     combine.observe(look),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxnas import groups, morphisms, network, tasks, training
+from jaxnas import groups, morphisms, network, plans, tasks, training
 from jaxnas import spec as specs
 from jaxnas.base import Data
 from jaxnas.run import count_compilations
@@ -64,21 +64,21 @@ def _assert_equal(one, two):
 
 @given(st.integers(1, 5000))
 def test_buckets_hold_their_width_and_are_few(width):
-  held = training.bucket(width)
-  assert held >= width and training.bucket(held) == held
-  assert training.bucket(width + 1) >= held
+  held = plans.bucket(width)
+  assert held >= width and plans.bucket(held) == held
+  assert plans.bucket(width + 1) >= held
   assert held < 2 * width or held == 4
   assert held <= 1.5 * width or width < 33
-  ladder = {training.bucket(w) for w in range(1, width + 1)}
+  ladder = {plans.bucket(w) for w in range(1, width + 1)}
   assert len(ladder) <= 2 * np.log2(held)
 
 
 def test_padding_stores_every_free_group_at_its_bucket():
   spec = seeds.resnet(CLASSES, shape=SHAPE, blocks=1, widths=(3, 5, 17))
-  padded = morphisms.respec(training.padding(spec), spec)
+  padded = morphisms.respec(plans.padding(spec), spec)
   before, after = groups.table(spec).groups, groups.table(padded).groups
   for name, group in before.items():
-    width = group.size if group.frozen else training.bucket(group.size)
+    width = group.size if group.frozen else plans.bucket(group.size)
     assert after[name].size == width
   assert padded.shapes[padded.output] == (CLASSES,)
 
@@ -135,7 +135,7 @@ def test_padding_changes_nothing_but_rounding(x64, monkeypatch, kind):
   """Weights, batch statistics, moments and losses, over two fits."""
   del x64
   tx, task, fits = OPTIMIZERS[kind](), _task(), []
-  for padding in (training.padding, lambda spec: morphisms.identity()):
+  for padding in (plans.padding, lambda spec: morphisms.identity()):
     monkeypatch.setattr(training, 'padding', padding)
     net, state, losses = _net(SPECS[kind](), np.float64), None, ()
     for i in range(2):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import groups, network, programs, training
+from jaxnas import groups, network, plans, programs
 from jaxnas import spec as specs
 from jaxnas.base import Data, Estimator, Key, Learned, Scores, rng
 from jaxnas.morphisms import Morphism, base, width
@@ -306,7 +306,7 @@ def mean_activation(
     )
 
   def importance(net, data):
-    padded = training.padding(net.spec)(network.to_host(net), ())
+    padded = plans.padding(net.spec)(network.to_host(net), ())
     found = _reader(padded.spec, of, batch)(padded.variables, data.inputs)
     # Padding comes last in every group, where no move points.
     rows = _by_group(padded.spec, network.to_host(found))

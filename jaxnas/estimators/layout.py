@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnas import groups, layers, network, training
+from jaxnas import groups, layers, network, plans
 from jaxnas.base import Data
 from jaxnas.estimators.injection import Block, Laid, sites
 from jaxnas.morphisms import Morphism, base, depth, outgoing, several, width
@@ -125,7 +125,7 @@ def _block(
   if theta is None:
     theta = base.zeros(move.init(host, jax.random.key(0)))
   moved = move(host, network.to_host(theta))
-  padded = training.padding(moved.spec)(moved, ())
+  padded = plans.padding(moved.spec)(moved, ())
   names = move.names(net.spec)
   order = [n.name for n in padded.spec.order]
   nodes = [names[p] for p in ('', '_bn', '_act', '_out', '_gate')]
@@ -162,7 +162,7 @@ def at_capacity(
 ) -> Capacity:
   """The network at its buckets, with so many insertions laid out."""
   spec = net.spec
-  move = training.padding(spec)
+  move = plans.padding(spec)
   padded = move(network.to_host(net), ())
   axes, wide = groups.table(spec).axes, groups.table(padded.spec).axes
   dtypes = {

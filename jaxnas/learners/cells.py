@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxnas import forms, network, plans, programs, training
 from jaxnas import mesh as meshes
-from jaxnas import network, programs, training
 from jaxnas.base import Data, Key, Task, Taught, Trainer, check_counts
 from jaxnas.spaces.supernet import Supernet
 from jaxnas.spec import Spec
@@ -69,7 +69,7 @@ def as_data(
     batch: examples in a step; all of them if there are fewer.
     slots: networks that a device trains in one call; the program is compiled
       for their number.
-    over: how they run, `training.in_turn` or `training.at_once`; None for what
+    over: how they run, `forms.in_turn` or `forms.at_once`; None for what
       is fastest where it runs.
     mesh: the devices; None for `jaxnas.mesh.current()`.
 
@@ -105,7 +105,7 @@ def as_data(
       members.append(
         ((*own, state.best), (raw, np.asarray(genotype, np.int32), begun))
       )
-    held = over or training.form()
+    held = over or forms.form()
     program = _rung(
       *(net, task.loss, task.metric, task.prepare, task.augment, tx),
       *(batch, str(jax.random.key_impl(keys[0])), held, there),
@@ -116,12 +116,12 @@ def as_data(
     found = []
     for start in range(0, len(members), room):
       part = members[start : start + room]
-      group = training.Batch(tuple(range(len(part))), None, held, slots)
-      where, counts = training.places(group, there)
-      stacked = training.stack(part, where)
+      group = plans.Batch(tuple(range(len(part))), None, held, slots)
+      where, counts = plans.places(group, there)
+      stacked = plans.stack(part, where)
       (carry, read), counts = meshes.spread((stacked, counts), there)
       ends = meshes.fetch(program(carry, read, counts, shared))
-      for place in training.firsts(where):
+      for place in plans.firsts(where):
         own, loss = jax.tree.map(
           lambda leaf, at=place: np.array(leaf[at]), ends
         )
@@ -204,8 +204,8 @@ def _rung(net, loss, metric, prepare, augment, tx, batch, impl, over, mesh):
     *carry, value = jax.lax.fori_loop(0, epochs, epoch, start)
     return tuple(carry), value
 
-  each = training.on_mesh(over(one), mesh)
-  options = training.compiler_options(mesh)
+  each = forms.on_mesh(over(one), mesh)
+  options = forms.compiler_options(mesh)
   return jax.jit(each, donate_argnums=0, compiler_options=options)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import combine, mixing, network, programs, selection, training
+from jaxnas import combine, forms, mixing, network, programs, selection
 from jaxnas import mesh as meshes
 from jaxnas.base import Cost, Key, Learner, Member, Members, Stage
 
@@ -112,7 +112,7 @@ def _program(call, over, mesh, impl):
 
   each = over(one)
   if mesh.size > 1:
-    each = training.on_mesh(each, mesh)
+    each = forms.on_mesh(each, mesh)
 
   def run(keys, member, data, counts):
     counts = counts if mesh.size > 1 else counts[0]
@@ -126,7 +126,7 @@ def _called(call, key: Key, members: Members, data, over, mesh) -> Any:
   size = _size(members)
   mesh = _mesh(mesh, size)
   impl = str(jax.random.key_impl(key))
-  program = _program(call, over or training.form(), mesh, impl)
+  program = _program(call, over or forms.form(), mesh, impl)
   devices = mesh.shape[meshes.POPULATION]
   counts = np.full(devices, size // devices, np.int32)
   given = (jax.random.key_data(keys_of(key, size)), members.member)
@@ -149,7 +149,7 @@ def advance(learner: Learner, *, over: Any = None, mesh: Any = None) -> Stage:
 
   Args:
     learner: whose `train` it is.
-    over: the form, `training.in_turn` or `at_once`; None for the first on CPU,
+    over: the form, `forms.in_turn` or `at_once`; None for the first on CPU,
       where a loop takes real branches and stays in cache, else the second.
     mesh: the devices; None for as many as deal the members out evenly. How
       many there are changes the rounding of what is learned, and no draw.

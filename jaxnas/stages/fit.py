@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxnas import combine, morphisms, network, training
+from jaxnas import combine, morphisms, network, plans, training
 from jaxnas.base import Candidate, Event, Key, Population, Stage, Task
 from jaxnas.stages import propose
 
@@ -20,7 +20,7 @@ def train(
   *,
   epochs: float,
   batch: int,
-  plan: training.Plan | None = None,
+  plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Stage:
   """Trains every member for epochs, all of them on all devices.
@@ -35,7 +35,7 @@ def train(
     tx: the optimizer; its state moves with each candidate.
     epochs: passes over the training split, the last perhaps in part.
     batch: examples in a step.
-    plan: which members are trained together, see `training.strategy`.
+    plan: which members are trained together, see `plans.strategy`.
     mesh: the devices, see `jaxnas.mesh`; None for all there are.
 
   Raises:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from jaxnas import combine, network, training
+from jaxnas import combine, network, plans, training
 from jaxnas.base import (
   Candidate,
   Estimator,
@@ -142,7 +142,7 @@ def measure(
   task: Task,
   split: str = 'valid',
   *,
-  plan: training.Plan | None = None,
+  plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Stage:
   """Measures every network on a split, all of them on all devices.
@@ -154,7 +154,7 @@ def measure(
     task: the task.
     split: `'train'` or `'valid'`; the test split is for reports and is not
       to be had in a search.
-    plan: which members are measured together, see `training.strategy`.
+    plan: which members are measured together, see `plans.strategy`.
     mesh: the devices, see `jaxnas.mesh`; None for all there are.
 
   Raises:

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import combine, groups, morphisms, network, programs, training
+from jaxnas import (
+  combine,
+  groups,
+  morphisms,
+  network,
+  plans,
+  programs,
+  training,
+)
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import base, blocks, width
@@ -159,7 +167,7 @@ def _made(member: Candidate, move: morphisms.Morphism) -> Candidate:
 def _dress(member: Candidate, least: int) -> Candidate:
   named = _made(member, morphisms.rename(_numbered(member.net.spec)))
   room = {
-    g.name: max(least, training.bucket(g.size))
+    g.name: max(least, plans.bucket(g.size))
     for g in groups.growable(named.net.spec)
   }
   return _made(named, morphisms.pad(room)) if room else named

@@ -45,6 +45,7 @@ from jaxnas import (
   groups,
   morphisms,
   network,
+  plans,
   stages,
   tasks,
   training,
@@ -89,7 +90,7 @@ def drawn(
 
 def capacities(spec) -> dict[str, int]:
   """The bucket of every group."""
-  padded = morphisms.respec(training.padding(spec), spec)
+  padded = morphisms.respec(plans.padding(spec), spec)
   sizes = groups.table(padded).groups
   return {group.name: sizes[group.name].size for group in groups.growable(spec)}
 
@@ -115,7 +116,7 @@ def grow(key, net, task, *, epochs, share, steps, rng):
       fitted = judge.fit(own, net, moves, [None] * len(moves), data, ())
       judge.score(own, net, moves, fitted.thetas, data, ())
     before, held = held, capacities(net.spec)
-    padded = morphisms.respec(training.padding(net.spec), net.spec)
+    padded = morphisms.respec(plans.padding(net.spec), net.spec)
     yield (
       padded,
       {

@@ -36,15 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from jaxnas import (
-  algorithms,
-  draw,
-  learners,
-  mixing,
-  selection,
-  stages,
-  training,
-)
+from jaxnas import algorithms, draw, forms, learners, mixing, selection, stages
 from jaxnas.base import Stage
 from jaxnas.run import rounds
 from launch.bench import paired
@@ -109,7 +101,7 @@ def outcome(make: Callable[..., Stage]):
     teacher, start, search = jax.random.split(jax.random.key(seed), 3)
     learner = learners.teacher(teacher, **settings)
     population = stages.members(start, learner, _SIZE)
-    stage = make(learner, over=training.at_once)
+    stage = make(learner, over=forms.at_once)
     last, _ = rounds(search, stage, population, count)
     best = selection.order(last.metrics['fitness'])[0]
     member = jax.tree.map(lambda leaf: leaf[best], last.member)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from jaxnas import algorithms, learners, selection, stages, training
+from jaxnas import algorithms, forms, learners, selection, stages
 from jaxnas.base import Learner, Stage
 from jaxnas.learners import toys
 from jaxnas.run import rounds, run
@@ -59,7 +59,7 @@ def toy(name: str, steps: int) -> Learner:
 
 def searches(learner: Learner) -> dict[str, Stage]:
   """All but FIRE PBT, which decides on the host."""
-  where = {'over': training.at_once}
+  where = {'over': forms.at_once}
   rule = {'pairing': selection.copies(0.25), **where}
   explore, pbt = algorithms.explore_only, algorithms.pbt
   return {
@@ -93,7 +93,7 @@ def fire(name: str, seeds: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
   """The objective of FIRE PBT's answers, and what its evaluators came to."""
   learner = toy(name, STEPS // POINTS)
   stage = algorithms.fire_pbt(
-    learner, toys.RANGE, factors=STRONG, points=POINTS, over=training.at_once
+    learner, toys.RANGE, factors=STRONG, points=POINTS, over=forms.at_once
   )
   found, outcomes = [], {'success': 0, 'stopped': 0}
   for seed in seeds:

@@ -38,7 +38,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from jaxnas import groups, morphisms, network, tasks, training
+from jaxnas import groups, morphisms, network, plans, tasks, training
 from jaxnas import mesh as meshes
 from jaxnas import spec as specs
 from jaxnas.base import Data, Task
@@ -134,19 +134,19 @@ def spec_of(shape: tuple[int, ...], widths: tuple[int, ...]) -> specs.Spec:
   return seeds.sequential(shape, layers)
 
 
-def plan_of(form: str) -> training.Plan:
+def plan_of(form: str) -> plans.Plan:
   """`strategy`, `apart`, or the latter in a given form."""
   if form == 'strategy':
     # A training step is a forward and two backward passes.
-    return lambda given, **work: training.strategy(
+    return lambda given, **work: plans.strategy(
       given, **{**work, 'passes': 3 * _PLANNED.value}
     )
   if form == 'apart':
-    return training.apart
+    return plans.apart
   over = getattr(training, form)
 
   def plan(given, **work):
-    return [b._replace(over=over) for b in training.apart(given, **work)]
+    return [b._replace(over=over) for b in plans.apart(given, **work)]
 
   return plan
 
