@@ -120,9 +120,9 @@ def strategy(
   depends on the capacity. Where padding to buckets would cost more than 20
   seconds, a training of hours, members are stored at their exact widths.
 
-  On CPU the members run `in_turn`, elsewhere `at_once` (`forms`). Milliseconds of CPU
-  time for a member's training step (Adam, batch 64, one core of an EPYC that
-  other programs used as well):
+  On CPU the members run `forms.in_turn`, elsewhere `at_once`. Milliseconds of
+  CPU time for a member's training step (Adam, batch 64, one core of an EPYC
+  that other programs used as well):
 
   | network                          | P  | in_turn | at_once | PyTorch |
   |----------------------------------|----|---------|---------|---------|

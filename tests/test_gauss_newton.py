@@ -977,7 +977,7 @@ def test_scores_do_not_see_padding(x64, monkeypatch):
   arguments = jax.random.key(0), net, moves, thetas, _batch(), ()
   padded = gauss_newton(factor=softmax_sketch(2)).score(*arguments)
   assert plans.padding(net.spec) != _exact_padding(net.spec)
-  monkeypatch.setattr(training, 'padding', _exact_padding)
+  monkeypatch.setattr(plans, 'padding', _exact_padding)
   plain = gauss_newton(factor=softmax_sketch(2)).score(*arguments)
   np.testing.assert_allclose(padded.linear, plain.linear, atol=1e-12)
   np.testing.assert_allclose(

@@ -27,7 +27,7 @@ from jaxnas import (
   stages,
 )
 from jaxnas import mesh as meshes
-from jaxnas.base import Body, Genes, Member
+from jaxnas.base import Body, Genes, Learner, Member
 from jaxnas.run import rounds, run, watch_compiler
 
 # Gene 0 owns two layers, gene 1 a slot of the stack, gene 2 none, gene 3 the
@@ -555,3 +555,85 @@ def test_the_teacher_separates_what_it_should():
   assert error[:2].max() < 0.5
   # Slots that are zero explain nothing of a target of variance one.
   assert 0.7 < error[2:].min()
+
+
+def bowl(noise: float = 0.0):
+  """A learner whose fitness is minus the squared distance of `w` from zero."""
+
+  def init(key, genes, hyper, data):
+    del genes, hyper, data
+    layers = {'w': jax.random.normal(key, (2,))}
+    return Body(layers, {}, dict(layers), {'own': layers['w']})
+
+  def measure(key, member, data):
+    del data
+    luck = noise * jax.random.normal(key)
+    return {'fitness': luck - (member.body.average['w'] ** 2).sum()}
+
+  genes = Genes((2,), {'w': 0}, ('only',))
+  return Learner(
+    genes, init, lambda key, m, data: m.body, measure, measure, (), 1
+  )
+
+
+def poured(weights, genes, noise=0.0):
+  """A population of given weights before and after the soup."""
+  learner = bowl(noise)
+  before = stages.members(jax.random.key(0), learner, len(weights))
+  w = jnp.asarray(weights, jnp.float32)
+  body = Body({'w': w}, {}, {'w': w}, {'own': w})
+  member = before.member._replace(body=body, genes=jnp.array(genes)[:, None])
+  before = before._replace(member=member)
+  before, _ = stages.assess(learner).update(jax.random.key(1), before, ())
+  after, _ = stages.soup(learner).update(jax.random.key(2), before, ())
+  return before, after
+
+
+def test_a_soup_takes_what_helps_of_its_own_genotype():
+  weights = [[3.0, 0.0], [0.1, 0.2], [-0.3, -0.2], [-0.1, -0.2], [np.nan, 0.0]]
+  genes = [1, 1, 1, 0, 1]  # The fourth would complete it, and is another.
+  before, after = poured(weights, genes)
+  body = jax.tree.map(lambda leaf: np.asarray(leaf)[1], after.member.body)
+  expected = np.mean([weights[1], weights[2]], axis=0)
+  np.testing.assert_allclose(body.layers['w'], expected, atol=1e-6)
+  np.testing.assert_allclose(body.average['w'], expected, atol=1e-6)
+  np.testing.assert_array_equal(body.rest['own'], np.float32(weights[1]))
+  fitness = np.asarray(after.metrics['fitness'])
+  assert fitness[1] > np.nanmax(before.metrics['fitness'])
+  # All others are as they were, to the last bit.
+  others = [0, 2, 3, 4]
+  for one, two in zip(
+    jax.tree.leaves((before.member, dict(before.metrics))),
+    jax.tree.leaves((after.member, dict(after.metrics))),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(one[np.array(others)], two[np.array(others)])
+  # A mean of all, which nothing tries, would be worse than the best alone.
+  uniform = np.mean(np.array(weights)[:3], axis=0)
+  assert -(uniform**2).sum() < np.nanmax(before.metrics['fitness'])
+
+
+def test_a_soup_is_not_chosen_by_luck():
+  """All soups meet the same noise, however large, so it decides nothing."""
+  weights = [[0.5, 0.0], [0.1, 0.0], [0.4, 0.0], [0.6, 0.0]]
+  found = {}
+  for noise in (0.0, 100.0):
+    before, after = poured(weights, [1] * 4, noise)
+    best = int(selection.order(np.asarray(before.metrics['fitness']))[0])
+    found[noise] = best, np.asarray(after.member.body.layers['w'])[best]
+  assert found[0.0][0] == 1
+  np.testing.assert_allclose(found[0.0][1], weights[1], atol=1e-7)
+  lucky, soup = found[100.0]
+  assert lucky != 1  # Here noise chose the best ...
+  assert (soup**2).sum() <= np.square(weights[lucky]).sum()  # ... and no more.
+
+
+def test_a_soup_runs_within_a_program_and_asks_for_a_measure():
+  before, after = poured([[0.1, 0.0], [-0.2, 0.0]], [1, 1])
+  stage = stages.soup(bowl())
+  inside = jax.jit(lambda p: stage.update(jax.random.key(2), p, ())[0])(before)
+  np.testing.assert_array_equal(
+    inside.metrics['fitness'], after.metrics['fitness']
+  )
+  with pytest.raises(ValueError, match="no metric 'fitness'.*add assess"):
+    stage.update(jax.random.key(0), before._replace(metrics={}), ())

@@ -136,7 +136,7 @@ def test_padding_changes_nothing_but_rounding(x64, monkeypatch, kind):
   del x64
   tx, task, fits = OPTIMIZERS[kind](), _task(), []
   for padding in (plans.padding, lambda spec: morphisms.identity()):
-    monkeypatch.setattr(training, 'padding', padding)
+    monkeypatch.setattr(plans, 'padding', padding)
     net, state, losses = _net(SPECS[kind](), np.float64), None, ()
     for i in range(2):
       fitted = training.fit(
@@ -234,7 +234,7 @@ def test_a_bucket_crossed_is_two_programs():
 @pytest.mark.slow
 def test_without_padding_each_growth_event_compiles(monkeypatch):
   """What the buckets are for: the same events, at exact sizes."""
-  monkeypatch.setattr(training, 'padding', lambda spec: morphisms.identity())
+  monkeypatch.setattr(plans, 'padding', lambda spec: morphisms.identity())
   counts = _compiled_in_growth((17, 'M', 17, 17), _INSIDE[:2])
   assert counts == [2] * 3
 

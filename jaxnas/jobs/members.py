@@ -9,6 +9,7 @@ import rich.console
 
 from jaxnas import (
   algorithms,
+  combine,
   learners,
   mixing,
   network,
@@ -166,6 +167,13 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
   'copy': lambda s, subject, learner: _mixing(s, learner, keep=1.0, noise=0.0),
   'fresh': lambda s, subject, learner: _mixing(s, learner, keep=0.0, noise=1.0),
   'no_mixing': lambda s, subject, learner: _mixing(s, learner, mixed=False),
+  'soup': lambda s, subject, learner: combine.chain(
+    _mixing(s, learner),
+    combine.when(
+      lambda members: members.generation == s['generations'] - 1,
+      stages.soup(learner),
+    ),
+  ),
   'mutation': lambda s, subject, learner: algorithms.mutation_only(
     learner, fraction=s['members']['fraction']
   ),
@@ -185,7 +193,7 @@ ARMS: dict[str, Callable[[Settings, Subject, Learner], Stage]] = {
     learner, subject.ranges, by=algorithms.pulsation(s['members']['cycle'])
   ),
 }
-_NEED_GENES = ('pbt_nas', 'copy', 'fresh', 'no_mixing', 'mutation')
+_NEED_GENES = ('pbt_nas', 'copy', 'fresh', 'no_mixing', 'soup', 'mutation')
 _NEED_SLOTS = ('preserving',)
 _NEED_HYPER = ('pbt', 'fire', 'epbt')
 

@@ -80,6 +80,7 @@ from jaxnas.stages.rungs import climb as climb
 from jaxnas.stages.rungs import leaders as leaders
 from jaxnas.stages.rungs import live as live
 from jaxnas.stages.rungs import onward as onward
+from jaxnas.stages.soup import soup as soup
 from jaxnas.stages.surrogate import Features as Features
 from jaxnas.stages.surrogate import Judge as Judge
 from jaxnas.stages.surrogate import Known as Known
