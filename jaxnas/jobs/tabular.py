@@ -549,18 +549,12 @@ def read(settings: Settings) -> Table:
 
 def _loaded(settings: Settings) -> Table:
   """The files of `table` and `more`, prefixed where that says so."""
-  plain, named = [], []
+  more = []
   for each in _each(settings['more'], ','):
     prefix, equals, file = each.partition('=')
-    if equals and prefix.isidentifier():
-      named.append((prefix, file))
-    else:
-      plain.append(each)
-  table = spaces.load(settings['table'], *plain)
-  others = (
-    spaces.tables.prefixed(spaces.load(file), prefix) for prefix, file in named
-  )
-  return spaces.tables.join(table, *others)
+    named = equals and prefix.isidentifier()
+    more.append((prefix, file) if named else each)
+  return spaces.load(settings['table'], *more)
 
 
 def _refuse_budget(settings: Settings, table: Table) -> None:
