@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from jaxnas import spaces, testing
 from jaxnas.base import Table
-from jaxnas.spaces import cell, convert, nas_bench_201, tables, tabular
+from jaxnas.spaces import (
+  cell,
+  convert,
+  nas_bench_201,
+  nas_bench_macro,
+  tables,
+  tabular,
+)
 
 SPACES = {
   'nas_bench_201': nas_bench_201.space,
@@ -305,6 +312,35 @@ def test_other_spaces_have_their_maxima(data):
   best = int(jnp.argmax(table.columns['test_acc']))
   assert best == int(table.space.index(jnp.array([2, 2, 2, 1, 2, 2, 0, 2])))
   assert int(table.columns['params'][best]) == 1_985_514
+
+
+def test_layers_of_nas_bench_macro_add_what_they_were_measured_to_add():
+  """By hand: over the identity, of the first and of the inner layers."""
+  none = np.zeros(8, int)
+  one, two = (none + choice * np.eye(8, dtype=int) for choice in (1, 2))
+  more = np.asarray(nas_bench_macro.params(one)) - 387_882
+  assert more[[0, 1, 2]].tolist() == [8416, 27_200, 31_168]
+  assert more[3:].tolist() == [103_552] * 2 + [119_680] + [403_712] * 2
+  more = np.asarray(nas_bench_macro.params(two)) - 387_882
+  assert more[[0, 1, 2, 3]].tolist() == [21_952, 60_416, 76_672, 219_136]
+  more = np.asarray(nas_bench_macro.flops(one)) - 7_713_280
+  assert more[[0, 1, 2]].tolist() == [4_415_488, 6_733_824, 4_304_896]
+  assert int(nas_bench_macro.params(none, 100)) - 387_882 == 90 * 1281
+  # One genotype or many, traced or not.
+  both = jax.jit(jax.vmap(nas_bench_macro.flops))(two)
+  assert both.tolist() == nas_bench_macro.flops(two).tolist()
+  with pytest.raises(ValueError, match='params: a genotype is 8 whole numbers'):
+    nas_bench_macro.params([0] * 6)
+  with pytest.raises(ValueError, match=r'in 0..2, got .*3'):
+    nas_bench_macro.flops([3] * 8)
+
+
+def test_costs_of_nas_bench_macro_are_those_of_its_table(tables_with):
+  table = spaces.load(tables_with('nbmacro.npz') / 'nbmacro.npz')
+  grid = np.indices((3,) * 8).reshape(8, -1).T
+  for name in ('params', 'flops'):
+    counted = getattr(nas_bench_macro, name)(grid)
+    np.testing.assert_array_equal(counted, table.columns[name])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from jaxnas.spaces import cell_networks as cell_networks
 from jaxnas.spaces import gan as gan
 from jaxnas.spaces import nas_bench_101 as nas_bench_101
 from jaxnas.spaces import nas_bench_201 as nas_bench_201
+from jaxnas.spaces import nas_bench_macro as nas_bench_macro
 from jaxnas.spaces import seeds as seeds
 from jaxnas.spaces import slots as slots
 from jaxnas.spaces import supernet as supernet

@@ -577,6 +577,7 @@ def nas_bench_macro() -> ArraySpace:
 
   Su et al. (2021, arXiv 2103.11922): 8 layers, each 0 identity, 1 an inverted
   residual of kernel 3 and expansion 3, or 2 one of kernel 5 and expansion 6.
+  What they cost is in `jaxnas.spaces.nas_bench_macro`.
 
   Example:
     >>> nas_bench_macro().size
