@@ -22,6 +22,7 @@ from jaxnas.spaces import (
   nas_bench_macro,
   tables,
   tabular,
+  transnas_bench,
 )
 
 SPACES = {
@@ -341,6 +342,36 @@ def test_costs_of_nas_bench_macro_are_those_of_its_table(tables_with):
   for name in ('params', 'flops'):
     counted = getattr(nas_bench_macro, name)(grid)
     np.testing.assert_array_equal(counted, table.columns[name])
+
+
+def test_ops_of_transnas_micro_cost_what_they_add():
+  """By hand, of the edges that leave the input and of the others."""
+  squares = 2 * (2 * 128**2 + 2 * 256**2 + 512**2)
+  doubled = (128**2 + 256**2 + 512**2) // 2  # Less, where channels double.
+  norms = 2 * 2 * (2 * 128 + 2 * 256 + 512)
+  skips = doubled + 2 * (128 + 256 + 512)
+  inner, first = squares + norms, squares - doubled + norms
+  one = np.eye(6, dtype=int)
+  counted = np.asarray(transnas_bench.micro_params(2 * one))
+  assert counted.tolist() == [first, first, inner, first, inner, inner]
+  counted = np.asarray(transnas_bench.micro_params(one))
+  assert counted.tolist() == [skips, skips, 0, skips, 0, 0]
+  counted = int(transnas_bench.micro_params(3 * one[2]))
+  assert counted == 9 * squares + norms
+  with pytest.raises(ValueError, match='micro_params: .* in 0..3, got .*4'):
+    transnas_bench.micro_params([4] * 6)
+
+
+def test_costs_of_transnas_micro_are_those_that_were_measured(tables_with):
+  name = 'transnas_micro.npz'
+  columns = spaces.load(tables_with(name) / name).columns
+  cells = np.asarray(columns['params'])
+  assert len(np.unique(cells)) > 100
+  for task in ('class_scene', 'jigsaw', 'segmentsemantic'):
+    measured = 1e6 * np.asarray(columns[f'{task}_sub_params'], float)
+    rest = (measured - cells)[np.isfinite(measured)]
+    # A constant of the task, as far as float32 has digits.
+    assert len(rest) == 711 and np.ptp(rest) < 5
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from jaxnas.spaces import slots as slots
 from jaxnas.spaces import supernet as supernet
 from jaxnas.spaces import tables as tables
 from jaxnas.spaces import tabular as tabular
+from jaxnas.spaces import transnas_bench as transnas_bench
 from jaxnas.spaces.chain import chain as chain
 from jaxnas.spaces.conv_slots import conv_slots as conv_slots
 from jaxnas.spaces.tables import load as load

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import ArraySpace, Table
-from jaxnas.spaces import cell, nas_bench_101, nas_bench_201, tabular
+from jaxnas.spaces import (
+  cell,
+  nas_bench_101,
+  nas_bench_201,
+  tabular,
+  transnas_bench,
+)
 
 # The folder of tables that are loaded by name.
 FOLDER = 'JAXNAS_DATA_DIR'
@@ -122,6 +128,12 @@ def _transnas(arrays: Arrays) -> dict[str, Column]:
   return found
 
 
+def _transnas_micro(arrays: Arrays) -> dict[str, Column]:
+  """As `_transnas`, and `params` of the cells."""
+  counted = np.asarray(transnas_bench.micro_params(arrays['ops']))
+  return {'params': Column(counted), **_transnas(arrays)}
+
+
 def _macro(arrays: Arrays) -> dict[str, Column]:
   mean = arrays['test_acc_seeds'].mean(axis=1)
   return {'test_acc': Column(mean), **_rest(arrays)}
@@ -184,7 +196,7 @@ SCHEMAS: tuple[Schema, ...] = (
     'transnas_micro',
     ('ops', 'tasks', 'values'),
     lambda arrays: _cells(arrays, most=3),
-    _transnas,
+    _transnas_micro,
     lambda arrays: tabular.transnas_micro(),
     _ops,
   ),

@@ -536,7 +536,7 @@ def transnas_micro() -> ArraySpace:
 
   Duan et al. (2021). The graph and the order of edges of NAS-Bench-201
   (`nas_bench_201.space`), with four ops: 0 none, 1 skip, 2 convolution 1x1,
-  3 convolution 3x3.
+  3 convolution 3x3. What they cost is in `jaxnas.spaces.transnas_bench`.
 
   Example:
     >>> transnas_micro().size
