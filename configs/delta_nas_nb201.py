@@ -14,6 +14,20 @@ With zero-cost proxies as features of the predictors:
         --config.more=nb201_proxies_cifar10.npz \\
         --config.predicted.columns=logsynflow,naswot
 
+What the paper leaves open, each beside the control that predicts accuracies:
+
+    python launch/train.py --config=configs/delta_nas_nb201.py \\
+        --workdir=runs/delta_nas_options --config.table=nb201_cifar10.npz \\
+        --config.more=nb201_proxies_cifar10.npz \\
+        --config.predicted.target=logsynflow \\
+        --config.tabular.arms=taught_delta-taught_value-settled_delta-settled_value
+
+`taught_...` learns the column `predicted.target` of 500 networks before, of a
+proxy or the accuracies of another data set, and then all answers;
+`settled_...` learns it and no answer; `once_...` is fitted to the first 20
+answers alone; `restarted_...` proposes neighbours alone, and begins anew where
+20 questions brought nothing better, beside `narrow_delta`, which does not.
+
 `delta` predicts differences, with what an edit meets in its parent, and
 `plain_delta` from the difference of the codes alone; `value` and `plain_value`
 predict accuracies from the same features; `neighbour` asks any neighbour. A
@@ -52,6 +66,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.predicted.keep = 5
   # Columns that cost nothing to know, joined by ','.
   config.predicted.columns = ''
+  # The column that taught_... and settled_... learn before, of how many
+  # networks; and questions after which restarted_... begin anew.
+  config.predicted.target = ''
+  config.predicted.examples = 500
+  config.predicted.patience = 20
   config.when_quick = ml_collections.ConfigDict(
     {'tabular': {'searches': 50, 'queries': 50, 'budget': 50.0}}
   )

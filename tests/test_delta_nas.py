@@ -1,6 +1,7 @@
 """Delta-NAS, BANANAS and the stages they are made of."""
 
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ import rich.console
 from configs import delta_nas_nb201, pnas_nb201, robot_nb201
 from jaxnas import algorithms, estimators, jobs, spaces, stages
 from jaxnas.base import Table
+from jaxnas.jobs.tabular import read
 from jaxnas.run import rounds, run
 from jaxnas.spaces import tabular
 from jaxnas.stages import trials
+from launch.bench import delta_nas as bench
 
 KEY = jax.random.key(0)
 
@@ -38,6 +41,13 @@ def synthetic(seed=0, options=(3,) * 6, broken=0.2):
   columns = {'worth': worth, 'free': free}
   columns = {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}
   return Table(space, columns)
+
+
+def listed(table):
+  """All genotypes of a synthetic table, and what they are worth."""
+  space = table.space
+  grid = np.unravel_index(np.arange(space.size), space.options)
+  return np.stack(grid, axis=1), np.asarray(table.columns['worth'])
 
 
 def search(table, signal='worth', queries=40, seeds=40, **options):
@@ -117,6 +127,113 @@ def test_offline_fits_once_and_knows_less(toy, differences):
   np.testing.assert_array_equal(once[0][:, :15], differences[0][:, :15])
   assert (once[0] != differences[0]).any()
   assert mean_best(once) < mean_best(differences)
+
+
+def test_a_restart_begins_where_nothing_was_better_for_long():
+  """Slot by slot: the best is in slot 1, and the third after it is the last."""
+  space = tabular.independent('trap', (5,) * 4)
+  near = trials.neighbours(space, 1)
+  again = stages.restarting(space, near, patience=3, least=1)
+  propose = jax.jit(lambda held: (again(KEY, held), near(KEY, held)))
+  empty = jax.tree.map(np.asarray, trials.start(space, 8))
+
+  def told(*fitness):
+    """Of genotypes 0001, 0002, ... in turn."""
+    cells, worth = np.zeros((8, 4), np.int32), np.full(8, np.nan, np.float32)
+    cells[:, 3], cells[:, 2] = np.arange(8) % 5, np.arange(8) // 5
+    worth[: len(fitness)] = fitness
+    held = empty._replace(
+      genotypes=cells,
+      metrics={**empty.metrics, 'fitness': worth},
+      count=np.int32(len(fitness)),
+    )
+    return [np.asarray(made) for made in propose(held)]
+
+  made, plain = told(1, 2, 0, 0)
+  np.testing.assert_array_equal(made, plain)
+  # All of it is random, though the best of all is where it was.
+  made, control = told(1, 2, 0, 0, 0)
+  assert made.shape == plain.shape and (control == plain).all()
+  assert (made != 0).sum(axis=1).max() == 4
+  # The next episode is about its own best, and the control is not.
+  made, control = told(1, 2, 0, 0, 0, 0.5)
+  fifth = space.neighbours(jnp.array([0, 0, 1, 0]))[0]
+  np.testing.assert_array_equal(made, fifth)
+  assert (control == plain).all()
+  # A better one puts the end off, and what is not known does not.
+  made, control = told(1, 2, 0, 3, 0)
+  np.testing.assert_array_equal(made, control)
+  made, control = told(1, 2, np.nan, np.nan, np.nan)
+  assert (made != 0).sum(axis=1).max() == 4
+  with pytest.raises(ValueError, match='patience must be'):
+    stages.restarting(space, near, patience=0)
+
+
+@pytest.mark.slow
+def test_restarts_leave_an_optimum_that_neighbours_cannot():
+  """Two hills: from the lower one no edit leads up."""
+  space = tabular.independent('hills', (3,) * 4)
+  cells = np.stack(np.unravel_index(np.arange(81), (3,) * 4), axis=1)
+  low, high = (cells != 0).sum(axis=1), (cells != 2).sum(axis=1)
+  worth = np.maximum(5.0 - low, np.where(high < 2, 8.0 - high, 0.0))
+  table = Table(space, {'worth': jnp.asarray(worth, jnp.float32)})
+  near = trials.neighbours(space, 1)
+  again = stages.restarting(space, near, patience=5, least=1)
+  found = {
+    name: search(
+      table,
+      queries=45,
+      seeds=60,
+      first=5,
+      keep=2,
+      judge=stages.by_chance(),
+      propose=propose,
+    )
+    for name, propose in {'again': again, 'near': near}.items()
+  }
+  solved = {
+    name: (np.nanmax(fitness, axis=1) == 8.0).mean()
+    for name, (_, fitness) in found.items()
+  }
+  assert solved['again'] > solved['near'] + 0.15
+  index = found['again'][0]
+  for row in index:
+    asked = row[row >= 0]
+    assert len(set(asked.tolist())) == len(asked)
+
+
+def test_a_settled_judge_knows_what_it_learned_before_and_no_more(toy):
+  """The same judge that goes on learning does not."""
+  judge = stages.by_value(estimators.ridge())
+  cells, worth = listed(toy)
+  x = jax.jit(jax.vmap(toy.space.encode))(cells)
+  prior = stages.pretrained(judge, toy, 'free', key=KEY, examples=100)
+  settled = stages.settled(judge, prior)
+  rows = slice(0, 700, 35)
+  wrong = stages.Known(cells[rows], x[rows], -worth[rows], np.ones(20, bool))
+
+  def agrees(judge, start):
+    said = judge.score(KEY, judge.fit(KEY, start, wrong), wrong, x, cells)
+    return np.corrcoef(said, toy.columns['free'])[0, 1]
+
+  assert agrees(settled, settled.init(KEY, 18)) > 0.5
+  assert agrees(judge, prior()) < 0.3
+
+
+def test_what_is_learned_before_is_scaled_as_asked(toy):
+  """Clipped, the broken networks are no longer most of the loss."""
+  judge = stages.by_value(estimators.ridge(basis=estimators.plain()))
+  cells, worth = listed(toy)
+  x = jax.jit(jax.vmap(toy.space.encode))(cells)
+  intact = worth > 50
+  fits = []
+  for scale in (None, lambda column: stages.targets(column, 0.6)):
+    prior = stages.pretrained(
+      judge, toy, 'worth', key=KEY, examples=100, scale=scale
+    )
+    said = judge.score(KEY, prior(), None, x, cells)
+    fits.append(np.corrcoef(np.asarray(said)[intact], worth[intact])[0, 1])
+  assert fits[1] > fits[0] + 0.03
 
 
 @pytest.mark.slow
@@ -304,6 +421,18 @@ def file(tmp_path):
   ('module', 'changes'),
   [
     (delta_nas_nb201, {'tabular.arms': 'delta-bananas-value-neighbour'}),
+    (
+      delta_nas_nb201,
+      {
+        'tabular.arms': (
+          'taught_delta-settled_value-once_delta-restarted_value'
+          '-narrow_delta-neighbour'
+        ),
+        'predicted.target': 'good',
+        'tabular.queries': 40,
+        'tabular.budget': 40.0,
+      },
+    ),
     (pnas_nb201, {'tabular.arms': 'pnas-random_beam'}),
     (robot_nb201, {'more': '', 'predicted.columns': 'good,bad'}),
   ],
@@ -318,12 +447,56 @@ def test_the_jobs_arms_run_from_a_config(file, tmp_path, module, changes):
   summary = jobs.run(config, tmp_path / 'run', console=console)
   budget = config.tabular.queries
   for name, row in summary['arms'].items():
-    least = 0.85 if name in ('delta', 'bananas', 'value', 'neighbour') else 1
+    guided = re.search('delta|bananas|value|neighbour', name)
+    least = 0.85 if guided else 1
     assert least * budget <= row['queries'] <= budget, name
+  if config.predicted.target:
+    assert 'most_good' in summary['baselines']
   arms = list(summary['arms'].values())
   assert arms[0]['test'] > arms[-1]['test']
   again = jobs.run(config, tmp_path / 'run', console=console)
   assert again['arms'].keys() == summary['arms'].keys()
+
+
+def test_a_column_to_be_learned_before_must_be_there(file):
+  config = delta_nas_nb201.get_config()
+  config.update_from_flattened_dict(
+    {
+      'table': str(file),
+      'tabular.arms': 'taught_delta',
+      'predicted.target': 'synflow',
+    }
+  )
+  with pytest.raises(
+    ValueError, match='predicted.target: .*it has bad, .*good'
+  ):
+    read(jobs.resolve(config))
+
+
+def test_arms_of_the_benchmark_are_named_or_refused(file):
+  table = spaces.load(file)
+
+  def more():
+    columns = {
+      'logsynflow': table.columns['good'],
+      'other_val_ep200': table.columns['bad'],
+    }
+    return table._replace(columns={**table.columns, **columns})
+
+  assert list(bench.chosen(table, [], more)) == [
+    'delta',
+    'plain_delta',
+    'absolute',
+    'plain_absolute',
+    'neighbour',
+    'evolution',
+  ]
+  few = bench.chosen(table, ['neighbour'], lambda: pytest.fail('loaded'))
+  assert list(few) == ['neighbour']
+  arms = ['restarted_delta', 'settled_absolute_other', 'evolution']
+  assert list(bench.chosen(table, arms, more)) == arms
+  with pytest.raises(ValueError, match="'fast' is not one of delta, .*once_"):
+    bench.chosen(table, ['fast'], more)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +508,16 @@ def test_the_jobs_arms_run_from_a_config(file, tmp_path, module, changes):
       'lets a search ask 100',
     ),
     (delta_nas_nb201, {'predicted.keep': 0}, r'keep must be at least 1, got 0'),
+    (
+      delta_nas_nb201,
+      {'predicted.patience': 0},
+      r'patience must be at least 1, got 0',
+    ),
+    (
+      delta_nas_nb201,
+      {'tabular.arms': 'delta-settled_value'},
+      'predicted.target: settled_value needs the column that it learns',
+    ),
     (robot_nb201, {'predicted.columns': ''}, 'robot needs metrics'),
     (pnas_nb201, {'predicted.base': '1-x'}, "joined by '-'.*got '1-x'"),
   ],

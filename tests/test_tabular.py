@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from jaxnas import spaces, testing
 from jaxnas.base import Table
-from jaxnas.spaces import cell, convert, nas_bench_201, tables, tabular
+from jaxnas.spaces import (
+  cell,
+  convert,
+  nas_bench_201,
+  nas_bench_macro,
+  tables,
+  tabular,
+  transnas_bench,
+)
 
 SPACES = {
   'nas_bench_201': nas_bench_201.space,
@@ -307,6 +315,65 @@ def test_other_spaces_have_their_maxima(data):
   assert int(table.columns['params'][best]) == 1_985_514
 
 
+def test_layers_of_nas_bench_macro_add_what_they_were_measured_to_add():
+  """By hand: over the identity, of the first and of the inner layers."""
+  none = np.zeros(8, int)
+  one, two = (none + choice * np.eye(8, dtype=int) for choice in (1, 2))
+  more = np.asarray(nas_bench_macro.params(one)) - 387_882
+  assert more[[0, 1, 2]].tolist() == [8416, 27_200, 31_168]
+  assert more[3:].tolist() == [103_552] * 2 + [119_680] + [403_712] * 2
+  more = np.asarray(nas_bench_macro.params(two)) - 387_882
+  assert more[[0, 1, 2, 3]].tolist() == [21_952, 60_416, 76_672, 219_136]
+  more = np.asarray(nas_bench_macro.flops(one)) - 7_713_280
+  assert more[[0, 1, 2]].tolist() == [4_415_488, 6_733_824, 4_304_896]
+  assert int(nas_bench_macro.params(none, 100)) - 387_882 == 90 * 1281
+  # One genotype or many, traced or not.
+  both = jax.jit(jax.vmap(nas_bench_macro.flops))(two)
+  assert both.tolist() == nas_bench_macro.flops(two).tolist()
+  with pytest.raises(ValueError, match='params: a genotype is 8 whole numbers'):
+    nas_bench_macro.params([0] * 6)
+  with pytest.raises(ValueError, match=r'in 0..2, got .*3'):
+    nas_bench_macro.flops([3] * 8)
+
+
+def test_costs_of_nas_bench_macro_are_those_of_its_table(tables_with):
+  table = spaces.load(tables_with('nbmacro.npz') / 'nbmacro.npz')
+  grid = np.indices((3,) * 8).reshape(8, -1).T
+  for name in ('params', 'flops'):
+    counted = getattr(nas_bench_macro, name)(grid)
+    np.testing.assert_array_equal(counted, table.columns[name])
+
+
+def test_ops_of_transnas_micro_cost_what_they_add():
+  """By hand, of the edges that leave the input and of the others."""
+  squares = 2 * (2 * 128**2 + 2 * 256**2 + 512**2)
+  doubled = (128**2 + 256**2 + 512**2) // 2  # Less, where channels double.
+  norms = 2 * 2 * (2 * 128 + 2 * 256 + 512)
+  skips = doubled + 2 * (128 + 256 + 512)
+  inner, first = squares + norms, squares - doubled + norms
+  one = np.eye(6, dtype=int)
+  counted = np.asarray(transnas_bench.micro_params(2 * one))
+  assert counted.tolist() == [first, first, inner, first, inner, inner]
+  counted = np.asarray(transnas_bench.micro_params(one))
+  assert counted.tolist() == [skips, skips, 0, skips, 0, 0]
+  counted = int(transnas_bench.micro_params(3 * one[2]))
+  assert counted == 9 * squares + norms
+  with pytest.raises(ValueError, match='micro_params: .* in 0..3, got .*4'):
+    transnas_bench.micro_params([4] * 6)
+
+
+def test_costs_of_transnas_micro_are_those_that_were_measured(tables_with):
+  name = 'transnas_micro.npz'
+  columns = spaces.load(tables_with(name) / name).columns
+  cells = np.asarray(columns['params'])
+  assert len(np.unique(cells)) > 100
+  for task in ('class_scene', 'jigsaw', 'segmentsemantic'):
+    measured = 1e6 * np.asarray(columns[f'{task}_sub_params'], float)
+    rest = (measured - cells)[np.isfinite(measured)]
+    # A constant of the task, as far as float32 has digits.
+    assert len(rest) == 711 and np.ptp(rest) < 5
+
+
 @pytest.mark.slow
 def test_nas_bench_101_is_a_table_too(data):
   names = ('', '_fidelity20k', '_proxies')
@@ -387,6 +454,154 @@ def test_tables_that_cannot_be_trusted_are_refused(tmp_path):
     spaces.load(extra)
   joined = spaces.load(one, extra).columns['svhn_val']
   assert float(joined[3]) == 90 and int(jnp.isnan(joined).sum()) == 15_624
+  # A prefix is of the names alone: rows are still those of the first file.
+  both = spaces.load(one, extra, ('again_', extra)).columns
+  assert np.array_equal(both['again_svhn_val'], joined, equal_nan=True)
+  told = spaces.load(one, ('other_', other)).columns
+  assert float(told['score'][0]) == 0 and float(told['other_score'][0]) == 1
+  with pytest.raises(ValueError, match='config.more=other_=other.npz'):
+    spaces.load(one, other)
+  with pytest.raises(
+    ValueError, match='genotypes of nas_bench_201.*--config.more=extra.npz'
+  ):
+    spaces.load(extra, one)
+
+
+def drawn_cells(grammar, count, seed=0):
+  """(count, L) cells whose blocks read two different states."""
+  rng = np.random.default_rng(seed)
+  cells = rng.integers(grammar.options, size=(count, len(grammar.options)))
+  rows = cells.reshape(count, grammar.cells, grammar.blocks, 4)
+  states = np.arange(grammar.blocks) + 2
+  by = 1 + rng.integers(states - 1, size=rows.shape[:3])
+  rows[..., 2] = (rows[..., 0] + by) % states
+  return cells
+
+
+def sampled_cells(count=60, seed=0):
+  """A file of as many cells of DARTS, all different."""
+  cells = drawn_cells(cell.DARTS, count, seed)
+  seps = np.isin(cells[:, 1::2], (3, 4)).sum(axis=1)
+  return {
+    'arch': cells.reshape(count, 2, 8, 2).astype(np.uint8),
+    'val_acc': 90.0 + seps,
+    'proxies': np.stack([seps, -seps], axis=1).astype(np.float32),
+    'proxy_names': np.array(['params', 'plain']),
+    'all_arch': np.zeros((5, 2, 8, 2), np.uint8),
+    'all_zen': np.zeros(5),
+  }
+
+
+def test_a_sample_of_cells_is_a_table_too(tmp_path):
+  arrays = sampled_cells()
+  table = spaces.load(saved(tmp_path, **arrays))
+  assert table.space.name == 'nas_bench_301' and table.space.size == 60
+  assert set(table.columns) == {'val_acc', 'params', 'plain'}
+  np.testing.assert_allclose(table.columns['val_acc'], arrays['val_acc'])
+  np.testing.assert_allclose(
+    table.columns['plain'], arrays['proxies'][:, 1], rtol=1e-6
+  )
+  cells = arrays['arch'].reshape(60, 32).astype(np.int32)
+  # The two edges of a block in another order are the same network.
+  turned = cells.reshape(60, 8, 2, 2)[:, :, ::-1].reshape(60, 32)
+  index = jax.jit(jax.vmap(table.space.index))
+  assert (turned != cells).any(axis=1).all()
+  assert index(turned).tolist() == list(range(60))
+  # One edit of a listed cell is not listed, nor is what is not legal.
+  changed = cells.copy()
+  changed[:, 1] = (changed[:, 1] + 1) % 7
+  assert (np.asarray(index(changed)) == -1).all()
+  changed[:, 1] = cells[:, 1] + 7
+  assert (np.asarray(index(changed)) == -1).all()
+
+
+def test_neighbours_of_a_listed_cell_are_the_closest():
+  ops = ('skip', 'sep3', 'max3', 'dil3')
+  small = cell.Grammar('small', ops, blocks=3, cells=1, distinct=True)
+  cells, whole = drawn_cells(small, 60), cell.space(small)
+  space = tabular.among(whole, 'few', cells, near=5)
+  testing.check_array_space(space, jax.random.key(0))
+  codes = np.asarray(jax.jit(jax.vmap(whole.encode))(cells))
+  apart = ((codes[:, None] - codes[None]) ** 2).sum(axis=2)
+  np.fill_diagonal(apart, np.inf)
+  near, legal = jax.jit(jax.vmap(space.neighbours))(cells)
+  rows = np.asarray(jax.jit(jax.vmap(jax.vmap(space.index)))(near))
+  assert legal.all() and rows.shape == (60, 5)
+  least = np.sort(apart, axis=1)[:, :5]
+  np.testing.assert_array_equal(np.take_along_axis(apart, rows, 1), least)
+  # A child of two is neither of them, and is closer to them than most are.
+  keys = jax.random.split(jax.random.key(0), 60)
+  two = np.roll(np.arange(60), 1)
+  made = jax.jit(jax.vmap(space.crossover))(keys, cells, cells[two])
+  child = np.asarray(jax.jit(jax.vmap(space.index))(made))
+  assert ((child >= 0) & (child != np.arange(60)) & (child != two)).all()
+  to_parents = apart[child, np.arange(60)] + apart[child, two]
+  finite = np.where(np.isinf(apart), np.nan, apart)
+  assert to_parents.mean() < 2 * np.nanmean(finite) - 1
+
+
+def test_lists_of_cells_that_cannot_be_trusted_are_refused(tmp_path):
+  arrays = sampled_cells(5)
+  twice, strange = arrays['arch'].copy(), arrays['arch'].copy()
+  twice[3] = twice[1, :, [1, 0, 3, 2, 5, 4, 7, 6]].swapaxes(0, 1)
+  strange[2, 0, 0, 1] = 7
+  same = arrays['arch'].copy()
+  same[4, 1, :2, 0] = 1
+  cases = {
+    'rows 1 and 3 are the same network of darts': twice,
+    'row 2: a genotype is 32 whole numbers': strange,
+    'row 4: .* block of darts read different states': same,
+    'of 3 to 65535 genotypes': arrays['arch'][:2],
+    'of no known kind': arrays['arch'][:, :, :6],
+  }
+  for says, arch in cases.items():
+    file = saved(tmp_path, **{**arrays, 'arch': arch})
+    with pytest.raises(ValueError, match=says):
+      spaces.load(file)
+  with pytest.raises(ValueError, match='among: near'):
+    tabular.among(
+      cell.space(cell.DARTS), 'few', arrays['arch'].reshape(5, 32), near=0
+    )
+
+
+def test_every_stored_file_loads_or_says_what_to_load_before(data):
+  """By its path alone, and those that have rows alone after their base."""
+  bases = {
+    'nb101_fidelity20k': 'nb101',
+    'nb101_proxies': 'nb101',
+    'nb201_extra_tasks': 'nb201_cifar10',
+  }
+  # NAS-Bench-101 takes seconds: see the slow test of it.
+  files = [path for path in data.glob('*.npz') if path.stem != 'nb101']
+  assert len(files) > 5
+  for path in sorted(files):
+    if path.stem in bases:
+      with pytest.raises(ValueError, match=f'config.more={path.name}'):
+        spaces.load(path)
+    else:
+      table = spaces.load(path)
+      assert table.columns and all(
+        len(values) == table.space.size for values in table.columns.values()
+      )
+  base = data / 'nb201_cifar10.npz'
+  tasks = spaces.load(base, ('more_', data / 'nb201_extra_tasks.npz')).columns
+  assert int(jnp.isfinite(tasks['more_svhn_val']).sum()) == 199
+
+
+def test_nas_bench_301_is_a_table_of_the_cells_that_were_measured(tables_with):
+  name = 'nb301_proxies.npz'
+  table = spaces.load(tables_with(name) / name)
+  assert table.space.size == 725
+  accuracy = np.asarray(table.columns['val_acc'])
+  assert round(float(accuracy.min()), 2) == 91.24
+  assert round(float(accuracy.max()), 2) == 94.49
+  cells = jax.vmap(table.space.sample)(jax.random.split(jax.random.key(0), 50))
+  near, _ = jax.jit(jax.vmap(table.space.neighbours))(cells)
+  every = jnp.concatenate([cells[:, None], near], axis=1).reshape(-1, 32)
+  rows = np.asarray(jax.jit(jax.vmap(table.space.index))(every)).reshape(50, -1)
+  own, rows = accuracy[rows[:, 0]], rows[:, 1:]
+  # The closest cells say something of a cell's accuracy.
+  assert np.corrcoef(own, accuracy[rows].mean(axis=1))[0, 1] > 0.4
 
 
 def test_columns_are_told_apart():

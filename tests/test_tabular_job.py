@@ -206,13 +206,34 @@ def test_a_file_of_the_same_columns_is_joined_by_a_prefix(table, tmp_path):
   other = tmp_path / 'other.npz'
   np.savez(other, ops=held['ops'], test_ep200=held['test_ep200'] - 20)
   settings = config(table, more=str(other))
-  with pytest.raises(ValueError, match='test_ep200.*differs.*PREFIX=FILE'):
+  with pytest.raises(
+    ValueError, match='test_ep200.*differs.*more=other_=other'
+  ):
     read(jobs.resolve(settings))
   settings.more = f'its_={other}'
   settings.tabular.report = 'its_test_ep200'
   columns = read(jobs.resolve(settings)).columns
   first, second = columns['test_ep200'], columns['its_test_ep200']
   np.testing.assert_allclose(second, first - 20, rtol=1e-5)
+
+
+def test_a_file_that_has_only_rows_is_joined_by_a_prefix(table, tmp_path):
+  rows = tmp_path / 'rows.npz'
+  np.savez(
+    rows,
+    proxy_names=np.array(['zen']),
+    svhn_index=np.array([3]),
+    svhn_val=np.array([90.0]),
+    svhn_proxies=np.array([[1.0]]),
+  )
+  settings = config(table, more=f'its_={rows}')
+  columns = read(jobs.resolve(settings)).columns
+  with np.load(table) as file:
+    index = nas_bench_201.space().index(file['ops'][3].astype(np.int32))
+  assert float(columns['its_svhn_val'][int(index)]) == 90
+  settings.table, settings.more = str(rows), str(table)
+  with pytest.raises(ValueError, match='--config.table=OTHER --config.more='):
+    read(jobs.resolve(settings))
 
 
 def test_a_seed_of_a_column_is_searched_by(table):

@@ -17,6 +17,7 @@ def delta_nas(
   keep: int = 5,
   of: int = 5,
   wanderers: int = 60,
+  propose: trials.Proposal | None = None,
   read: stages.Features | None = None,
   clip: float = 0.6,
   prior: Callable[[], Any] | None = None,
@@ -37,6 +38,11 @@ def delta_nas(
 
   Controls are other judges: `stages.by_value(estimators.ridge())` predicts
   accuracies from the same features, `stages.by_chance()` asks any neighbour.
+  What the paper leaves open are other parts: proxies are features (`read`) or
+  are learned before (`prior`); a judge is fitted anew in every generation,
+  once (`offline`), or never, having learned of another data set or a proxy
+  (`stages.settled(judge, prior)`); out of local optima lead two edits at once
+  (`wanderers`) or restarts (`propose=stages.restarting(...)`).
 
   Args:
     space: what is searched.
@@ -46,6 +52,8 @@ def delta_nas(
     keep: asked in a generation.
     of: trials whose edits are proposed.
     wanderers: proposals of two edits.
+    propose: what the judge chooses among, in place of step 1, `of` and
+      `wanderers`.
     read: features of a genotype, such as `stages.features(table, proxies)`;
       None for the space's code.
     clip: quantile below which accuracies are taken to be alike.
@@ -73,15 +81,16 @@ def delta_nas(
   """
   if judge is None:
     judge = stages.by_difference(estimators.ridge_difference())
-  around = trials.both(
-    trials.neighbours(space, of),
-    stages.wanderers(space, of=of, count=wanderers),
-  )
+  if propose is None:
+    propose = trials.both(
+      trials.neighbours(space, of),
+      stages.wanderers(space, of=of, count=wanderers),
+    )
   return stages.guided(
     space,
     query,
     judge,
-    around,
+    propose,
     first=first,
     keep=keep,
     name='delta_nas',

@@ -5,6 +5,7 @@ others. Beside them stands the ranking by parameters, which no search is better
 than because it searched.
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -59,9 +60,21 @@ UNITS = {'seconds': 'cost', 'queries': 'queries'}
 REPEATS = {'paid': False, 'free': True}
 # Of searches by predictors, where a config has no section `predicted`:
 # questions at random, and in a generation; columns that predictors read or
-# RoBoT weighs, joined by ','; and the genotype that PNAS starts from, joined by
-# '-'.
-PREDICTED = {'first': 20, 'keep': 5, 'columns': '', 'base': '1-1-1-1-1-1'}
+# RoBoT weighs, joined by ','; the column that some learn before, and of how
+# many genotypes; questions without a better one after which some begin anew;
+# and the genotype that PNAS starts from, joined by '-'.
+PREDICTED = {
+  'first': 20,
+  'keep': 5,
+  'columns': '',
+  'target': '',
+  'examples': 500,
+  'patience': 20,
+  'base': '1-1-1-1-1-1',
+}
+# The quantile below which what predictors learn is taken to be alike, and the
+# trials whose edits are proposed, as of `algorithms.delta_nas`.
+_CLIP, _OF = 0.6, 5
 # Of ladders, where a config has no section `ladder`: the columns of the rungs
 # and of what it takes to get there from the start, joined by ','; random
 # genotypes in the beginning, how many go on from each rung but the last and
@@ -216,22 +229,86 @@ def _each(text: str, joint: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(name for name in text.split(joint) if name))
 
 
-def _delta(judge: Callable[[], stages.Judge]) -> Callable[..., Arm]:
-  """Delta-NAS and its controls, which differ in the judge."""
+def _delta(
+  judge: Callable[[], stages.Judge],
+  vary: Callable[..., dict[str, Any]] | None = None,
+) -> Callable[..., Arm]:
+  """Delta-NAS and its controls, which differ in the judge.
+
+  Args:
+    judge: makes it.
+    vary: `vary(settings, table, judge) -> more arguments` of the algorithm,
+      such as another judge in place of the one given.
+  """
 
   def arm(settings: Settings, table: Table) -> Arm:
-    held = _predicted(settings)
+    held, own = _predicted(settings), judge()
+    more = {'judge': own}
+    if vary is not None:
+      more |= vary(settings, table, own)
     stage = algorithms.delta_nas(
       table.space,
       query(settings, table),
-      judge=judge(),
       first=held['first'],
       keep=held['keep'],
       read=stages.features(table, _columns(settings)),
+      clip=_CLIP,
+      of=_OF,
+      **more,
     )
     return _guided(settings, stage)
 
   return arm
+
+
+def _by_difference() -> stages.Judge:
+  return stages.by_difference(estimators.ridge_difference())
+
+
+def _by_value() -> stages.Judge:
+  return stages.by_value(estimators.ridge())
+
+
+def _once(settings: Settings, table: Table, judge: stages.Judge) -> dict:
+  """Fitted to the first questions alone."""
+  del settings, table, judge
+  return {'offline': True}
+
+
+def _taught(settings: Settings, table: Table, judge: stages.Judge) -> dict:
+  """Fitted to another column before, and then to all answers."""
+  held = _predicted(settings)
+  return {
+    'prior': stages.pretrained(
+      judge,
+      table,
+      held['target'],
+      key=network.named_key(jax.random.key(settings['seed']), 'target'),
+      examples=held['examples'],
+      read=stages.features(table, _columns(settings)),
+      scale=functools.partial(stages.targets, clip=_CLIP),
+    )
+  }
+
+
+def _settled(settings: Settings, table: Table, judge: stages.Judge) -> dict:
+  """Fitted to another column alone."""
+  prior = _taught(settings, table, judge)['prior']
+  return {'judge': stages.settled(judge, prior)}
+
+
+def _narrow(settings: Settings, table: Table, judge: stages.Judge) -> dict:
+  """Neighbours alone, which end in a local optimum."""
+  del settings, judge
+  return {'propose': trials.neighbours(table.space, _OF)}
+
+
+def _restarted(settings: Settings, table: Table, judge: stages.Judge) -> dict:
+  """Neighbours alone, begun anew where nothing is better for long."""
+  near = _narrow(settings, table, judge)['propose']
+  patience = _predicted(settings)['patience']
+  again = stages.restarting(table.space, near, patience=patience, least=_OF)
+  return {'propose': again}
 
 
 def _guided(settings: Settings, stage: Stage) -> Arm:
@@ -383,15 +460,26 @@ SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
   'reinforce': _reinforce,
   'nsga': _nsga,
   'eeea': _eeea,
-  'delta': _delta(lambda: stages.by_difference(estimators.ridge_difference())),
+  'delta': _delta(_by_difference),
   'plain_delta': _delta(
     lambda: stages.by_difference(estimators.ridge_difference(context='none'))
   ),
-  'value': _delta(lambda: stages.by_value(estimators.ridge())),
+  'value': _delta(_by_value),
   'plain_value': _delta(
     lambda: stages.by_value(estimators.ridge(basis=estimators.plain()))
   ),
   'neighbour': _delta(stages.by_chance),
+  # Offline, or having learned something else before, or begun anew.
+  'once_delta': _delta(_by_difference, _once),
+  'once_value': _delta(_by_value, _once),
+  'taught_delta': _delta(_by_difference, _taught),
+  'taught_value': _delta(_by_value, _taught),
+  'settled_delta': _delta(_by_difference, _settled),
+  'settled_value': _delta(_by_value, _settled),
+  'narrow_delta': _delta(_by_difference, _narrow),
+  'restarted_delta': _delta(_by_difference, _restarted),
+  'restarted_value': _delta(_by_value, _restarted),
+  'restarted_neighbour': _delta(stages.by_chance, _restarted),
   'bananas': _bananas,
   'pnas': _pnas(None),
   'random_beam': _pnas(stages.by_chance),
@@ -412,8 +500,20 @@ PREDICTING = (
   'value',
   'plain_value',
   'neighbour',
+  'once_delta',
+  'once_value',
+  'taught_delta',
+  'taught_value',
+  'settled_delta',
+  'settled_value',
+  'narrow_delta',
+  'restarted_delta',
+  'restarted_value',
+  'restarted_neighbour',
   'bananas',
 )
+# Those that learn a column before.
+TAUGHT = ('taught_delta', 'taught_value', 'settled_delta', 'settled_value')
 
 
 LADDERS = ('econas', 'halving', 'flat_first', 'flat_last')
@@ -458,7 +558,8 @@ def refuse(settings: Settings) -> None:
 
 def _refuse_predicted(settings: Settings, arms: tuple[str, ...]) -> None:
   held = _predicted(settings)
-  counts = {f'predicted.{name}': (1, None) for name in ('first', 'keep')}
+  counted = ('first', 'keep', 'examples', 'patience')
+  counts = {f'predicted.{name}': (1, None) for name in counted}
   check({'predicted': held}, counts)
   if not all(value.isdigit() for value in held['base'].split('-')):
     raise ValueError(
@@ -472,6 +573,12 @@ def _refuse_predicted(settings: Settings, arms: tuple[str, ...]) -> None:
         f'--config.predicted.first is {held["first"]} random questions, and '
         f'--config.tabular.queries lets a search ask {queries}.'
       )
+  taught = [arm for arm in arms if arm in TAUGHT]
+  if taught and not held['target']:
+    raise ValueError(
+      f'--config.predicted.target: {taught[0]} needs the column that it learns '
+      'before, such as logsynflow, or of another data set.'
+    )
   weighing = _weighing(arms)
   if weighing and not _columns(settings):
     raise ValueError(
@@ -532,6 +639,8 @@ def read(settings: Settings) -> Table:
     _refuse_column(table, f'tabular.{flag}', column)
   for column in _columns(settings):
     _refuse_column(table, 'predicted.columns', column)
+  if set(held['arms'].split('-')) & set(TAUGHT):
+    _refuse_column(table, 'predicted.target', _predicted(settings)['target'])
   if set(held['arms'].split('-')) & set(LADDERS):
     for name in ('signals', 'costs'):
       for column in _each(_laddered(settings)['ladder'][name], ','):
@@ -549,18 +658,12 @@ def read(settings: Settings) -> Table:
 
 def _loaded(settings: Settings) -> Table:
   """The files of `table` and `more`, prefixed where that says so."""
-  plain, named = [], []
+  more = []
   for each in _each(settings['more'], ','):
     prefix, equals, file = each.partition('=')
-    if equals and prefix.isidentifier():
-      named.append((prefix, file))
-    else:
-      plain.append(each)
-  table = spaces.load(settings['table'], *plain)
-  others = (
-    spaces.tables.prefixed(spaces.load(file), prefix) for prefix, file in named
-  )
-  return spaces.tables.join(table, *others)
+    named = equals and prefix.isidentifier()
+    more.append((prefix, file) if named else each)
+  return spaces.load(settings['table'], *more)
 
 
 def _refuse_budget(settings: Settings, table: Table) -> None:
@@ -612,7 +715,8 @@ def tabular(
     `seconds` spent at the budget, what running it took, and `found`, the
     genotype that most searches found; for fronts also `hypervolume`. Under
     `baselines` the same of rankings: by parameters, if the table has them, and
-    beside the arm robot by each of its metrics alone. `curves.png`, and
+    beside the arm robot by each of its metrics alone, and beside arms that
+    learn a column before by that column. `curves.png`, and
     `fronts.png` of the first search of each arm, lie beside it.
 
   Raises:
@@ -797,6 +901,9 @@ def _rankings(settings: Settings, table: Table) -> dict[str, str]:
     found['most_parameters'] = names[0]
   if _weighing(settings['tabular']['arms'].split('-')):
     found |= {f'most_{name}': name for name in _columns(settings)}
+  if set(settings['tabular']['arms'].split('-')) & set(TAUGHT):
+    target = _predicted(settings)['target']
+    found[f'most_{target}'] = target
   return found
 
 

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnas.base import ArraySpace, Table
-from jaxnas.spaces import nas_bench_101, nas_bench_201, tabular
+from jaxnas.spaces import (
+  cell,
+  nas_bench_101,
+  nas_bench_201,
+  tabular,
+  transnas_bench,
+)
 
 # The folder of tables that are loaded by name.
 FOLDER = 'JAXNAS_DATA_DIR'
@@ -122,6 +128,12 @@ def _transnas(arrays: Arrays) -> dict[str, Column]:
   return found
 
 
+def _transnas_micro(arrays: Arrays) -> dict[str, Column]:
+  """As `_transnas`, and `params` of the cells."""
+  counted = np.asarray(transnas_bench.micro_params(arrays['ops']))
+  return {'params': Column(counted), **_transnas(arrays)}
+
+
 def _macro(arrays: Arrays) -> dict[str, Column]:
   mean = arrays['test_acc_seeds'].mean(axis=1)
   return {'test_acc': Column(mean), **_rest(arrays)}
@@ -158,13 +170,33 @@ def _graph_proxies(arrays: Arrays) -> dict[str, Column]:
   return found | {'zen': Column(arrays['zen'], arrays['zen_index'])}
 
 
+def _darts_cells(arrays: Arrays) -> np.ndarray:
+  return arrays['arch'].reshape(len(arrays['arch']), -1)
+
+
+def _sampled_cells(arrays: Arrays) -> ArraySpace:
+  """The measured cells of DARTS, of which there are too many to measure all."""
+  cells = _darts_cells(arrays)
+  for row, genotype in enumerate(cells):
+    cell.check(f'row {row}', cell.DARTS, genotype)
+  return tabular.among(cell.space(cell.DARTS), 'nas_bench_301', cells)
+
+
+def _cell_proxies(arrays: Arrays) -> dict[str, Column]:
+  """`val_acc` and `<proxy>`; cells without an accuracy are left out."""
+  found = {'val_acc': Column(arrays['val_acc'])}
+  for place, proxy in enumerate(arrays['proxy_names'].tolist()):
+    found[proxy] = Column(arrays['proxies'][:, place])
+  return found
+
+
 SCHEMAS: tuple[Schema, ...] = (
   Schema(
     'TransNAS-Bench-101 micro',
     'transnas_micro',
     ('ops', 'tasks', 'values'),
     lambda arrays: _cells(arrays, most=3),
-    _transnas,
+    _transnas_micro,
     lambda arrays: tabular.transnas_micro(),
     _ops,
   ),
@@ -232,6 +264,15 @@ SCHEMAS: tuple[Schema, ...] = (
     ('index', 'val_acc', 'zen_index'),
     lambda arrays: True,
     _graph_proxies,
+  ),
+  Schema(
+    'NAS-Bench-301 by proxies',
+    'nas_bench_301',
+    ('arch', 'val_acc', 'proxies', 'proxy_names'),
+    lambda arrays: arrays['arch'].shape[1:] == (2, 8, 2),
+    _cell_proxies,
+    _sampled_cells,
+    _darts_cells,
   ),
 )
 
@@ -330,7 +371,7 @@ def _placed(path: Any, name: str, column: Column, order: np.ndarray) -> Any:
 
 def load(
   name: str | os.PathLike,
-  *more: str | os.PathLike,
+  *more: str | os.PathLike | tuple[str, str | os.PathLike],
   schemas: Sequence[Schema] = SCHEMAS,
 ) -> Table:
   """The table of a file, with the columns of other files of its space.
@@ -341,8 +382,9 @@ def load(
   Args:
     name: the path of an `.npz` file, or its name in the folder that the
       environment variable JAXNAS_DATA_DIR names.
-    *more: further files of the same space. One that has no genotypes numbers
-      its measurements by the rows of the first.
+    *more: further files of the same space, or `(prefix, file)` for a prefix to
+      the names of its columns. One that has no genotypes numbers its
+      measurements by the rows of the first.
     schemas: the kinds of files to know.
 
   Returns:
@@ -366,7 +408,8 @@ def load(
   space, order = None, None
   columns: dict[str, jax.Array] = {}
   for each in (name, *more):
-    path = find(each)
+    prefix, file = each if isinstance(each, tuple) else ('', each)
+    path = find(file)
     arrays = _read(path)
     schema = _schema(path, arrays, schemas)
     if space is not None and schema.of != space.name:
@@ -378,7 +421,9 @@ def load(
       if order is None:
         raise ValueError(
           f'{path}: {schema.name} numbers networks by the rows of another '
-          f'file; give one with the genotypes of {schema.of} before it.'
+          f'file, one of the genotypes of {schema.of}; load that first and '
+          f'this after it, load(OTHER, {path.name!r}), in a job '
+          f'--config.table=OTHER --config.more={path.name}.'
         )
       rows = order
     else:
@@ -390,13 +435,14 @@ def load(
       if schema.genotypes is not None:
         rows = _order(path, space, schema.genotypes(arrays))
       order = rows if order is None else order
-    for key, column in schema.columns(arrays).items():
+    for plain, column in schema.columns(arrays).items():
+      key = prefix + plain
       placed = _placed(path, key, column, rows)
       if key in columns and not _same(columns[key], placed):
         raise ValueError(
-          f'{path}: column {key!r} differs from that of a file before it; load '
-          'them by themselves and join them with `prefixed` names, in a job by '
-          '--config.more=PREFIX=FILE.'
+          f'{path}: column {key!r} differs from that of a file before it; give '
+          f"its columns a prefix, load(..., ('other_', {path.name!r})), in a "
+          f'job --config.more=other_={path.name}.'
         )
       columns[key] = placed
   return Table(space, columns)

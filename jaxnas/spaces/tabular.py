@@ -3,8 +3,9 @@
 A genotype is an integer array, and everything asked of a space is a pure
 function of one, which runs under `jit` and `vmap` (`base.ArraySpace`). Here are
 the spaces of fixed length: choices that are independent of each other
-(`independent`), and listed ones (`listed`). `jaxnas.spaces.tables` reads what
-was measured of them.
+(`independent`), listed ones (`listed`), and a list of networks of a space that
+cannot be numbered (`among`). `jaxnas.spaces.tables` reads what was measured of
+them.
 """
 
 import functools
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas.base import ArraySpace, Key
+from jaxnas.base import ArraySpace, Key, check_counts
 
 # How many children a crossover draws where not all of them are legal.
 _TRIES = 8
@@ -424,13 +425,118 @@ def listed(
   )
 
 
+def among(
+  space: ArraySpace, name: str, genotypes: np.ndarray, *, near: int = 24
+) -> ArraySpace:
+  """The listed networks of a space that is too large to be numbered.
+
+  Of such a space a benchmark measures a sample, in which hardly any two
+  networks are one edit apart. So an edit here leads to one of the `near` listed
+  networks whose codes (`space.encode`) are closest, each as likely, ties drawn
+  once; and a child is the listed network closest to what the space's crossover
+  makes, its parents excepted. The index of a network is its place in the list.
+
+  Args:
+    space: of the networks; its codes tell them apart.
+    name: of the listed ones.
+    genotypes: (size, L), all different networks.
+    near: how many neighbours each has; all others where there are fewer.
+
+  Raises:
+    ValueError: for genotypes that are not (size, L), not of the options, fewer
+      than three or more than 65,535, of which two have one code, and for a
+      `near` below one.
+
+  Example:
+    >>> few = np.array([[0, 0, 0], [2, 2, 2], [0, 0, 1]])
+    >>> space = among(independent('cube', (3,) * 3), 'few', few, near=1)
+    >>> int(space.index(few[1])), int(space.index(few[1] - 1))
+    (1, -1)
+    >>> space.mutate(jax.random.key(0), few[0]).tolist()
+    [0, 0, 1]
+  """
+  check_counts('among', near=near)
+  genotypes = np.asarray(genotypes)
+  size = len(genotypes) if genotypes.ndim == 2 else 0
+  if not 3 <= size < 2**16:
+    raise ValueError(
+      f'{name}: lists are of 3 to {2**16 - 1} genotypes (size, '
+      f'{len(space.options)}), got shape {genotypes.shape}.'
+    )
+  check_genotypes(name, space.options, genotypes)
+  all_ = genotypes.astype(np.int32)
+  codes = np.asarray(jax.jit(jax.vmap(space.encode))(all_))
+  _, first, which = np.unique(
+    codes, axis=0, return_index=True, return_inverse=True
+  )
+  twice = np.flatnonzero(first[which.ravel()] != np.arange(size))
+  if twice.size:
+    raise ValueError(
+      f'{name}: rows {first[which.ravel()][twice[0]]} and {twice[0]} are the '
+      f'same network of {space.name}.'
+    )
+  closest = _closest(codes, min(near, size - 1))
+  lengths, options = (codes**2).sum(axis=1), np.array(space.options)
+
+  def apart(genotype: Any) -> jax.Array:
+    """Squared distances of codes, but for what is common to all."""
+    return lengths - 2 * (codes @ space.encode(genotype))
+
+  def index(genotype: Any) -> jax.Array:
+    genotype = jnp.asarray(genotype, jnp.int32)
+    row = jnp.argmin(apart(genotype)).astype(jnp.int32)
+    legal = ((genotype >= 0) & (genotype < options)).all()
+    same = (jnp.asarray(codes)[row] == space.encode(genotype)).all()
+    return jnp.where(legal & same, row, -1)
+
+  def neighbours(genotype: Any) -> tuple[jax.Array, jax.Array]:
+    rows = jnp.asarray(closest)[jnp.argmin(apart(genotype))]
+    return jnp.asarray(all_)[rows], jnp.ones(rows.shape, bool)
+
+  def sample(key: Key) -> jax.Array:
+    return jnp.asarray(all_)[below(jax.random.bits(key), size)]
+
+  def mutate(key: Key, genotype: Any) -> jax.Array:
+    around, _ = neighbours(genotype)
+    return around[below(jax.random.bits(key), len(around))]
+
+  def crossover(key: Key, one: Any, two: Any) -> jax.Array:
+    distance = apart(space.crossover(key, jnp.asarray(one), jnp.asarray(two)))
+    parents = jnp.stack([jnp.argmin(apart(one)), jnp.argmin(apart(two))])
+    distance = distance.at[parents].set(jnp.inf)
+    return jnp.asarray(all_)[jnp.argmin(distance)]
+
+  return ArraySpace(
+    name,
+    space.options,
+    size,
+    sample,
+    mutate,
+    crossover,
+    neighbours,
+    space.encode,
+    index,
+  )
+
+
+def _closest(codes: np.ndarray, near: int) -> np.ndarray:
+  """(size, near) rows of the closest codes to each, other than itself."""
+  luck, lengths = np.random.default_rng(0), (codes**2).sum(axis=1)
+  found = []
+  for row, code in enumerate(codes):
+    apart = lengths - 2 * (codes @ code)
+    order = np.lexsort((luck.random(len(codes)), apart))
+    found.append(order[order != row][:near])
+  return np.stack(found).astype(np.int32)
+
+
 @functools.cache
 def transnas_micro() -> ArraySpace:
   """The cells of TransNAS-Bench-101 micro, 4,096 of them.
 
   Duan et al. (2021). The graph and the order of edges of NAS-Bench-201
   (`nas_bench_201.space`), with four ops: 0 none, 1 skip, 2 convolution 1x1,
-  3 convolution 3x3.
+  3 convolution 3x3. What they cost is in `jaxnas.spaces.transnas_bench`.
 
   Example:
     >>> transnas_micro().size
@@ -471,6 +577,7 @@ def nas_bench_macro() -> ArraySpace:
 
   Su et al. (2021, arXiv 2103.11922): 8 layers, each 0 identity, 1 an inverted
   residual of kernel 3 and expansion 3, or 2 one of kernel 5 and expansion 6.
+  What they cost is in `jaxnas.spaces.nas_bench_macro`.
 
   Example:
     >>> nas_bench_macro().size

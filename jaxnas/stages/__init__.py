@@ -93,6 +93,9 @@ from jaxnas.stages.surrogate import extensions as extensions
 from jaxnas.stages.surrogate import features as features
 from jaxnas.stages.surrogate import guided as guided
 from jaxnas.stages.surrogate import pretrained as pretrained
+from jaxnas.stages.surrogate import restarting as restarting
+from jaxnas.stages.surrogate import settled as settled
+from jaxnas.stages.surrogate import standardised as standardised
 from jaxnas.stages.surrogate import surrogate as surrogate
 from jaxnas.stages.surrogate import targets as targets
 from jaxnas.stages.surrogate import thompson as thompson

@@ -65,6 +65,82 @@ def wanderers(
   return propose
 
 
+def restarting(
+  space: ArraySpace,
+  propose: trials.Proposal,
+  *,
+  patience: int,
+  least: int = 5,
+) -> trials.Proposal:
+  """Begins anew where the best has not become better for so many questions.
+
+  A search among the neighbours of its best ends in a local optimum. Here its
+  questions fall into episodes: one ends with the question that is `patience`
+  questions after its best, and of earlier ones the proposal sees nothing. An
+  episode begins with random genotypes, as many as the proposal would make,
+  until `least` of its questions are answered. What was asked is never asked
+  again (`trials.unseen`), and a judge learns from all of it.
+
+  Args:
+    space: what is searched.
+    propose: of the trials of an episode, such as `trials.neighbours(space, 5)`.
+    patience: questions, counted in slots.
+    least: as many as the proposal needs to see, such as the 5 above.
+
+  Returns:
+    A proposal of as many.
+
+  Raises:
+    ValueError: for a number below one.
+
+  Example:
+    >>> space = tabular.independent('pair', (9, 9))
+    >>> again = restarting(space, trials.neighbours(space), patience=2, least=1)
+    >>> held = trials.start(space, 9)._replace(count=jnp.array(3))
+    >>> def known(*fitness):
+    ...   padded = jnp.full(9, jnp.nan).at[:3].set(jnp.array(fitness))
+    ...   return held._replace(metrics={'fitness': padded})
+    >>> def far(held):
+    ...   return int((again(jax.random.key(0), held) > 0).all(axis=1).sum())
+    >>> far(known(1.0, 2.0, 3.0)), far(known(3.0, 2.0, 1.0)) > 8
+    (0, True)
+  """
+  check_counts('restarting', patience=patience, least=least)
+
+  def again(key: Key, held: Trials) -> jax.Array:
+    near_key, far_key = jax.random.split(key)
+    fitness = held.metrics['fitness']
+    own = jnp.arange(fitness.shape[0]) >= _begun(held, patience)
+    seen = jnp.where(own, fitness, jnp.nan)
+    view = held._replace(metrics={**held.metrics, 'fitness': seen})
+    near = propose(near_key, view)
+    far = trials.sampled(space, len(near))(far_key, held)
+    enough = jnp.isfinite(seen).sum() >= least
+    return jnp.where(enough, near, far.reshape(near.shape))
+
+  return again
+
+
+def _begun(held: Trials, patience: int) -> jax.Array:
+  """The slot in which the episode began that the next question belongs to."""
+
+  def step(carry, each):
+    begun, best, at = carry
+    slot, fitness = each
+    better = fitness > best
+    best, at = jnp.where(better, fitness, best), jnp.where(better, slot, at)
+    over = (slot - at >= patience) & (slot < held.count)
+    begun = jnp.where(over, slot + 1, begun)
+    best, at = jnp.where(over, -jnp.inf, best), jnp.where(over, slot + 1, at)
+    return (begun, best, at), None
+
+  fitness = held.metrics['fitness']
+  slots = jnp.arange(fitness.shape[0], dtype=jnp.int32)
+  zero = jnp.zeros((), jnp.int32)
+  start = (zero, jnp.asarray(-jnp.inf, fitness.dtype), zero)
+  return jax.lax.scan(step, start, (slots, fitness))[0][0]
+
+
 def extensions(
   space: ArraySpace, base: Sequence[int], parents: int
 ) -> trials.Proposal:
@@ -312,6 +388,34 @@ def by_chance() -> Judge:
   )
 
 
+def settled(judge: Judge, prior: Callable[[], Params]) -> Judge:
+  """The judge that knows what it knew before, and learns nothing more.
+
+  Offline: pairs of an earlier sample, of another data set or of a proxy teach
+  it (`pretrained`), and the answers of the search do not. Judges of differences
+  still add up what they know and what close genotypes are worth.
+
+  Args:
+    judge: such as `by_difference(...)`.
+    prior: what it knows, such as `pretrained(judge, table, column, key=key)`.
+
+  Example:
+    >>> from jaxnas import spaces
+    >>> space = spaces.tabular.independent('small', (2, 2))
+    >>> table = Table(space, {'other': jnp.array([0.0, 1.0, 2.0, 3.0])})
+    >>> judge = by_value(predictors.ridge())
+    >>> prior = pretrained(judge, table, 'other', key=jax.random.key(0))
+    >>> knows = settled(judge, prior)
+    >>> knows.fit(jax.random.key(1), prior(), None) is prior()
+    True
+  """
+  return Judge(
+    lambda key, features: prior(),
+    lambda key, params, known: params,
+    judge.score,
+  )
+
+
 def features(table: Table, columns: Sequence[str] = ()) -> Features:
   """What judges read of a genotype: its code, and columns of a table.
 
@@ -518,12 +622,15 @@ def pretrained(
   key: Key,
   examples: int = 500,
   read: Features | None = None,
+  scale: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[], Params]:
-  """Params that know a column that is free, to go on from.
+  """Params that know another column, to go on from.
 
   Reading (a) of zero-cost proxies in Delta-NAS: a judge learns a proxy, such as
   `naswot`, of genotypes drawn from the space before it learns what they are
-  worth. Both are standardised. It is computed once, here.
+  worth. The column may as well be the accuracies of another data set, which
+  cost as many trainings as there are examples. It is computed once, here. What
+  goes on from it still learns (`surrogate(prior=...)`) or does not (`settled`).
 
   Args:
     judge: what learns.
@@ -533,6 +640,8 @@ def pretrained(
     examples: genotypes drawn.
     read: features of a genotype, as of the stage that goes on from here; None
       for `space.encode`.
+    scale: `scale((size,) column) -> (size,)` as the judge learns it; None for
+      `standardised`, or `targets` with a clip, as a search clips its answers.
 
   Returns:
     A `prior` of `surrogate`.
@@ -544,7 +653,8 @@ def pretrained(
   check_counts('pretrained', examples=examples)
   space = table.space
   told = tables.column(table, column)
-  values, measured = standardised(told), jnp.isfinite(told)
+  values = (standardised if scale is None else scale)(told)
+  measured = jnp.isfinite(told)
   read = space.encode if read is None else read
 
   def learn(key: Key) -> Params:

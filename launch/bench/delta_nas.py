@@ -11,7 +11,8 @@ Prints a JSON line:
 
   delta_optimum_c10, ...      share of the searches that found the optimum;
                               of delta, plain_delta, absolute, plain_absolute,
-                              neighbour, evolution
+                              neighbour, evolution, or those of --delta_arms,
+                              see `variants`
   delta_test_c10, ...         mean test accuracy of what they found
   delta_seeds                 searches of each
   delta_seconds               of all searches of delta, compiled before; the
@@ -23,8 +24,10 @@ Prints a JSON line:
   numpy_delta_optimum_c10     of the loop's searches
 """
 
+import functools
 import json
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,10 +40,13 @@ from jaxnas.run import rounds
 from jaxnas.stages import trials
 
 _SEEDS = flags.DEFINE_integer('delta_seeds', 200, 'Searches of each kind.')
+_ARMS = flags.DEFINE_list('delta_arms', [], 'Searches; none for the first six.')
 
 SIGNAL, REPORT = 'val_ep200', 'test_ep200'
 QUERIES, FIRST, KEEP, BEST, FAR, CLIP, REACH = 100, 20, 5, 5, 60, 0.6, 3
 TABLES = {'c10': 'nb201_cifar10', 'c100': 'nb201_cifar100'}
+GENERATIONS = 1 + (QUERIES - FIRST) // KEEP
+PROXY, PATIENCE = 'logsynflow', 20
 _RADIX = 5 ** np.arange(5, -1, -1)
 
 
@@ -55,15 +61,89 @@ def searches(table: Table) -> dict[str, tuple[Stage, int]]:
     'plain_absolute': stages.by_value(ridge(basis=estimators.plain())),
     'neighbour': stages.by_chance(),
   }
-  generations = 1 + (QUERIES - FIRST) // KEEP
   found = {
-    name: (algorithms.delta_nas(table.space, query, judge=judge), generations)
+    name: (algorithms.delta_nas(table.space, query, judge=judge), GENERATIONS)
     for name, judge in judges.items()
   }
   evolution = algorithms.array_evolution(
     table.space, query, size=10, entrants=3, unique=True
   )
   return {**found, 'evolution': (evolution, QUERIES)}
+
+
+def variants(table: Table) -> dict[str, Callable[[], Stage]]:
+  """What Delta-NAS leaves open, by differences and by values; each is made.
+
+  `once` fits to the first questions alone. `taught` learns 500 values of a
+  proxy, or of the other data set, before it learns all answers, and `settled`
+  no answer. `restarted` proposes neighbours alone, and begins anew after 20
+  questions without a better one, beside `narrow`, which does not.
+
+  Args:
+    table: of a data set, its proxies, and `other_...` of the other data set.
+  """
+  delta = functools.partial(
+    algorithms.delta_nas, table.space, trials.query(table, SIGNAL)
+  )
+  near = trials.neighbours(table.space, BEST)
+  again = stages.restarting(table.space, near, patience=PATIENCE, least=BEST)
+
+  def before(judge: stages.Judge, column: str) -> Any:
+    scale = functools.partial(stages.targets, clip=CLIP)
+    key = jax.random.key(2)
+    return stages.pretrained(judge, table, column, key=key, scale=scale)
+
+  def taught(judge: stages.Judge, column: str) -> Stage:
+    return delta(judge=judge, prior=before(judge, column))
+
+  def settled(judge: stages.Judge, column: str) -> Stage:
+    return delta(judge=stages.settled(judge, before(judge, column)))
+
+  partial, made = functools.partial, {}
+  for name, judge in {
+    'delta': stages.by_difference(estimators.ridge_difference()),
+    'absolute': stages.by_value(estimators.ridge()),
+    'neighbour': stages.by_chance(),
+  }.items():
+    made |= {
+      f'once_{name}': partial(delta, judge=judge, offline=True),
+      f'narrow_{name}': partial(delta, judge=judge, propose=near),
+      f'restarted_{name}': partial(delta, judge=judge, propose=again),
+      f'taught_{name}_proxy': partial(taught, judge, PROXY),
+      f'taught_{name}_other': partial(taught, judge, f'other_{SIGNAL}'),
+      f'settled_{name}_proxy': partial(settled, judge, PROXY),
+      f'settled_{name}_other': partial(settled, judge, f'other_{SIGNAL}'),
+    }
+  return made
+
+
+def chosen(
+  table: Table, arms: Sequence[str], more: Callable[[], Table]
+) -> dict[str, tuple[Stage, int]]:
+  """The searches that are named, or the first six if none is.
+
+  Args:
+    table: of a data set.
+    arms: of `searches` and `variants`.
+    more: loads the table that `variants` needs.
+
+  Raises:
+    ValueError: for a name that is not there.
+  """
+  found = searches(table)
+  if set(arms) <= set(found):
+    return {name: found[name] for name in arms or found}
+  made = variants(more())
+  unknown = [name for name in arms if name not in {*found, *made}]
+  if unknown:
+    raise ValueError(
+      f'--delta_arms: {unknown[0]!r} is not one of '
+      f'{", ".join([*found, *made])}.'
+    )
+  return {
+    name: found[name] if name in found else (made[name](), GENERATIONS)
+    for name in arms
+  }
 
 
 def program(table: Table, stage: Stage, generations: int) -> Any:
@@ -156,11 +236,12 @@ def speed(table: Table, seeds: int) -> dict[str, Any]:
   }
 
 
-def measure(seeds: int = 200) -> dict[str, Any]:
+def measure(seeds: int = 200, arms: Sequence[str] = ()) -> dict[str, Any]:
   """All keys, see the module.
 
   Args:
     seeds: searches of each kind.
+    arms: those to measure, in place of the first six and of the speed.
 
   Raises:
     FileNotFoundError: where JAXNAS_DATA_DIR has no tables.
@@ -170,17 +251,20 @@ def measure(seeds: int = 200) -> dict[str, Any]:
   for data, name in TABLES.items():
     table = spaces.load(name)
     values, tested = (np.asarray(table.columns[c]) for c in (SIGNAL, REPORT))
-    for kind, (stage, generations) in searches(table).items():
+    (other,) = set(TABLES.values()) - {name}
+    proxies = name.replace('nb201', 'nb201_proxies')
+    more = functools.partial(spaces.load, name, proxies, ('other_', other))
+    for kind, (stage, generations) in chosen(table, arms, more).items():
       index = np.asarray(program(table, stage, generations)(keys))
       optimum = float((values[index] == values.max()).mean())
       found[f'{kind}_optimum_{data}'] = round(optimum, 3)
       found[f'{kind}_test_{data}'] = round(float(tested[index].mean()), 3)
-  return found | speed(spaces.load(TABLES['c10']), seeds)
+  return found if arms else found | speed(spaces.load(TABLES['c10']), seeds)
 
 
 def main(argv: list[str]) -> None:
   del argv
-  print(json.dumps(measure(_SEEDS.value)))
+  print(json.dumps(measure(_SEEDS.value, _ARMS.value)))
 
 
 if __name__ == '__main__':
