@@ -15,7 +15,7 @@ from scipy import stats
 
 from jaxnas import draw, fidelity, network, tasks
 from jaxnas.base import Taught, Trainer
-from jaxnas.jobs import proxies, study_spaces
+from jaxnas.jobs import image_spaces, proxies
 from jaxnas.spaces import cell
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -304,21 +304,12 @@ def test_a_study_finds_what_was_put_in(tmp_path, made_up):
   assert [call[1] for call in made_up[::6]] == [5, 5, 5, 1]
 
 
-def test_cells_that_zeroes_cut_off_are_not_connected():
-  choice = study_spaces.SPACES['econas']
-  found = proxies.draw_networks(jax.random.key(0), choice, 20)
-  genotype = found[0].copy()
-  assert choice.connected(genotype)
-  genotype[1::2] = cell.ECONAS.ops.index('none')
-  assert not choice.connected(genotype)
-
-
 @pytest.mark.slow
 def test_a_study_of_networks_that_are_compiled_each(tmp_path, monkeypatch):
   """Small cells on digits, of which each network is a program."""
   small = cell.Grammar('small', ('none', 'skip', 'conv3'), 1, 1)
-  choice = study_spaces.cells(small)
-  monkeypatch.setitem(study_spaces.SPACES, 'small', choice)
+  choice = image_spaces.of_cells(small)
+  monkeypatch.setitem(image_spaces.SPACES, 'small', choice)
   settings = {
     'space': 'small',
     'channels': 2,
@@ -335,7 +326,7 @@ def test_a_study_of_networks_that_are_compiled_each(tmp_path, monkeypatch):
   assert 0 < summary['proxies']['c0r0s0e1']['flops'] < 1
   key = network.named_key(jax.random.key(0), 'networks')
   genotypes = proxies.draw_networks(key, choice, 4)
-  nets = choice.networks(channels=2, repeats=1, classes=10, shape=(8, 8, 1))
+  nets = choice.networks(channels=2, layers=3, classes=10, shape=(8, 8, 1))
   counts = [network.param_count(nets.spec(row)) for row in genotypes]
   assert summary['scores']['params'] == counts
 
@@ -453,7 +444,7 @@ def test_a_real_study_and_the_same_resumed(tmp_path, monkeypatch):
   assert len(scores) == 5 and all(0 < score < 1 for score in scores)
   assert whole['reference']['examples'] == 2 * 96
   assert whole['proxies']['c0r0s0e1']['examples'] == 96
-  net = CELLS.networks(channels=2, repeats=1, shape=(8, 8, 1))
+  net = CELLS.networks(channels=2, layers=3, shape=(8, 8, 1))
   assert whole['scores']['params'] == [
     network.param_count(net.spec(cell)) for cell in whole['networks']
   ]

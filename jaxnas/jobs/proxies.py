@@ -39,8 +39,8 @@ from jaxnas import (
 from jaxnas.base import Data, Key, Task, Trainer
 from jaxnas.estimators import zero_cost
 from jaxnas.fidelity import Fidelity
+from jaxnas.jobs.image_spaces import SIDES, SPACES, ImageSpace, Networks
 from jaxnas.jobs.settings import Settings
-from jaxnas.jobs.study_spaces import SPACES, Choice, Networks, draw_networks
 from jaxnas.run import covered, watch_compiler
 
 # How many images there are of digits.
@@ -170,7 +170,7 @@ class _Job(NamedTuple):
 
   Attributes:
     settings: of the study.
-    choice: the space.
+    own: the space.
     task: at full size.
     trained: the fidelities by the names of their columns, the reference first.
     sizes: what they come to.
@@ -181,7 +181,7 @@ class _Job(NamedTuple):
   """
 
   settings: Settings
-  choice: Choice
+  own: ImageSpace
   task: Task
   trained: dict[str, Fidelity]
   sizes: dict[str, Size]
@@ -259,14 +259,14 @@ def study(
   """
   console = console or rich.console.Console()
   settings = check(settings)
-  choice = SPACES[settings['space']]
+  own = SPACES[settings['space']]
   task = read(settings)
   trained = _named(settings)
   sizes = {name: sized(settings, task, own) for name, own in trained.items()}
   key = jax.random.key(settings['seed'])
   genotypes = draw_networks(
     network.named_key(key, 'networks'),
-    choice,
+    own,
     settings['networks'],
     unconnected=settings['unconnected'],
   )
@@ -276,12 +276,12 @@ def study(
   console.print(
     f'{task.name}: {len(task.train.targets):,} training and '
     f'{len(task.valid.targets):,} validation images; {len(genotypes)} networks '
-    f'of {choice.space.name}; {len(sizes)} trainings of each; '
+    f'of {own.space.name}; {len(sizes)} trainings of each; '
     f'{jax.device_count()} {jax.default_backend()} device(s); {path}',
     highlight=False,
   )
   job = _Job(
-    *(settings, choice, task, trained, sizes, genotypes, key, path, console)
+    *(settings, own, task, trained, sizes, genotypes, key, path, console)
   )
   summary = _summarised(job, {**_train(job), **_scored(job)})
   workdir.write_atomically(
@@ -351,19 +351,19 @@ def check(settings: Settings) -> dict[str, Any]:
     raise ValueError(
       f'--threshold must be a rho, of -1 to 1, got {held["threshold"]!r}.'
     )
-  choice = SPACES.get(held['space'])
-  if choice is None:
+  own = SPACES.get(held['space'])
+  if own is None:
     raise ValueError(
       f'--space must be one of {", ".join(SPACES)}, got {held["space"]!r}.'
     )
-  if held['channels'] % choice.widths:
+  if held['channels'] % own.widths:
     raise ValueError(
-      f'--channels must be a multiple of {choice.widths} in {held["space"]}, '
+      f'--channels must be a multiple of {own.widths} in {held["space"]}, '
       f'got {held["channels"]}.'
     )
-  if choice.space.size and held['networks'] > choice.space.size:
+  if own.space.size and held['networks'] > own.space.size:
     raise ValueError(
-      f'--networks must be at most {choice.space.size}, all of '
+      f'--networks must be at most {own.space.size}, all of '
       f'{held["space"]}, got {held["networks"]}.'
     )
   _refuse_names(held)
@@ -444,12 +444,11 @@ def read(settings: Settings) -> Task:
       train_examples=total if examples else None,
       test_examples=1,  # They are not read.
     )
-  sides = SPACES[settings['space']].sides
-  if any(side % sides for side in task.shape[:2]):
+  if any(side % SIDES for side in task.shape[:2]):
     raise ValueError(
       f'--dataset={settings["dataset"]} has images of {task.shape}, and '
       f'networks of {settings["space"]} take sides that are multiples of '
-      f'{sides}.'
+      f'{SIDES}.'
     )
   rng = np.random.default_rng(seed)
   return task._replace(
@@ -486,10 +485,10 @@ def sized(settings: Settings, task: Task, own: Fidelity) -> Size:
     Size(channels=4, shape=(4, 4, 1), samples=128, epochs=3, steps=12, \
 examples=384)
   """
-  choice = SPACES[settings['space']]
-  channels = fidelity.left(own, 'channels', settings['channels'], choice.widths)
+  widths = SPACES[settings['space']].widths
+  channels = fidelity.left(own, 'channels', settings['channels'], widths)
   *sides, depth = task.shape
-  sides = (fidelity.left(own, 'resolution', n, choice.sides) for n in sides)
+  sides = (fidelity.left(own, 'resolution', n, SIDES) for n in sides)
   samples = fidelity.left(own, 'samples', len(task.train.targets))
   batch = settings['batch']
   if samples < batch:
@@ -532,7 +531,7 @@ def _networks(settings: Settings, task: Task, size: Size) -> Networks:
   make = SPACES[settings['space']].networks
   return make(
     channels=size.channels,
-    repeats=settings['repeats'],
+    layers=3 * settings['repeats'],
     classes=task.outputs,
     shape=size.shape,
   )
@@ -597,7 +596,7 @@ def _trainer(job: _Job, name: str) -> Trainer:
 
 def _reduced(job: _Job, own: Fidelity) -> Task:
   key = network.named_key(job.key, 'subset')
-  return fidelity.reduce(job.task, own, key, multiple=job.choice.sides)
+  return fidelity.reduce(job.task, own, key, multiple=SIDES)
 
 
 def _further(
@@ -713,6 +712,48 @@ def _stored(job: _Job, name: str) -> Column:
     ) from None
   scores = found.pop('scores')
   return Column(scores, **{n: value.item() for n, value in found.items()})
+
+
+def draw_networks(
+  key: Key, own: ImageSpace, count: int, *, unconnected: bool = False
+) -> np.ndarray:
+  """Different networks of a space, uniformly as the space draws them.
+
+  Args:
+    key: of the draws.
+    own: the space.
+    count: how many.
+    unconnected: whether those may be among them whose output does not depend
+      on the input.
+
+  Returns:
+    (count, L) genotypes.
+
+  Raises:
+    ValueError: if there are not so many.
+
+  Example:
+    >>> found = draw_networks(jax.random.key(0), SPACES['nas_bench_201'], 5)
+    >>> found.shape, len(np.unique(found, axis=0))
+    ((5, 6), 5)
+  """
+  found: dict[Any, np.ndarray] = {}
+  drawn = jax.jit(jax.vmap(own.space.sample))
+  indices = jax.jit(jax.vmap(own.space.index))
+  for number in range(100):
+    keys = jax.random.split(jax.random.fold_in(key, number), 4 * count)
+    genotypes = np.asarray(drawn(keys))
+    numbers = np.asarray(indices(genotypes)) if own.space.size else None
+    for place, genotype in enumerate(genotypes):
+      name = tuple(genotype) if numbers is None else int(numbers[place])
+      if name not in found and (unconnected or own.connected(genotype)):
+        found[name] = genotype
+      if len(found) == count:
+        return np.stack(list(found.values()))
+  raise ValueError(
+    f'--networks is {count}, and {own.space.name} has hardly so many that '
+    'differ and are connected.'
+  )
 
 
 def resamples(
