@@ -1,12 +1,14 @@
 """Spaces of networks for images, as jobs see them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnas import network
 from jaxnas.jobs import image_spaces
-from jaxnas.spaces import cell, cell_networks, supernet
+from jaxnas.run import count_compilations
+from jaxnas.spaces import cell, cell_networks, seeds, supernet
 
 KEY = jax.random.key(0)
 SIZE = {'channels': 2, 'classes': 3, 'shape': (4, 4, 1)}
@@ -52,6 +54,28 @@ def test_what_was_taught_as_data_is_a_network():
   assert net.spec == nets.spec(genotype)
   want = supernet.unrolled(nets.supernet, variables, genotype)
   assert network.param_count(net) == network.param_count(want)
+
+
+@pytest.mark.parametrize('kind', ['as_data', 'unrolled'])
+def test_a_score_is_compiled_before_it_is_run(kind):
+  if kind == 'as_data':
+    nets = image_spaces.SPACES['nas_bench_201'].networks(layers=3, **SIZE)
+    shape, genotypes, calls = (4, 4, 1), np.array([[3] * 6, [0] * 6]), 1
+    params = [network.param_count(nets.spec(row)) for row in genotypes]
+  else:
+    nets = image_spaces.unrolled(
+      lambda genes: seeds.mlp((2,), genes.tolist(), 3)
+    )
+    shape, genotypes, calls = (2,), np.array([[4], [5]]), 2
+    params = [27, 33]
+  x = jnp.ones((2, *shape))
+  given = KEY, genotypes, x, jnp.arange(2)
+  scores = []
+  for number, score in enumerate(nets.scoring('params', *given)):
+    with count_compilations() as compiled:
+      scores += score().tolist()
+    assert not compiled and number < calls
+  assert scores == params
 
 
 def test_cells_that_zeroes_cut_off_are_not_connected():

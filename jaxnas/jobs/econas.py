@@ -334,7 +334,7 @@ def refuse(settings: Settings) -> None:
       f'--config.space={settings["space"]!r}, got {channels}.'
     )
   for flag, text in _fidelities(settings).items():
-    with naming(flag):
+    with naming(f'--config.{flag}'):
       _channels(settings, text)
   held = ladder(settings)
   if 'flat' in arms:
@@ -430,7 +430,7 @@ def _fidelities(settings: Settings) -> dict[str, str]:
 
 def _reduced(task: Task, flag: str, text: str, key: Key) -> Task:
   own, subset = fidelity.parse(text), network.named_key(key, 'subset')
-  with naming(flag):
+  with naming(f'--config.{flag}'):
     return fidelity.reduce(task, own, subset, multiple=SIDES)
 
 

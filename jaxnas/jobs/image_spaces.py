@@ -7,7 +7,7 @@ whether all networks are one program (`nas_bench_201`) or each compiles
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,16 +35,17 @@ class Networks(NamedTuple):
       may be left out.
     alone: `alone(net, genotype) -> Network`: what a trainer has taught, as an
       ordinary network on the host.
-    scorer: `scorer(name)` of a zero-cost proxy gives
-      `score(key, genotypes, inputs, targets) -> (N,)`, each network with
-      weights of its own; what it compiles it keeps.
+    scoring: `scoring(name, key, genotypes, inputs, targets)` of a zero-cost
+      proxy yields, for some of the networks after others, a function of nothing
+      that gives their scores, (n,), once: it is compiled before. Each network
+      has weights of its own.
     supernet: all of them as one program; None where each compiles.
   """
 
   spec: Callable[[Any], Spec]
   trainer: Callable[..., Trainer]
   alone: Callable[[Any, Any], Network]
-  scorer: Callable[[str], Callable[..., np.ndarray]]
+  scoring: Callable[..., Iterator[Callable[[], np.ndarray]]]
   supernet: supernets.Supernet | None = None
 
 
@@ -83,20 +84,22 @@ def as_data(net: supernets.Supernet) -> Networks:
     ...   supernets.nas_bench_201(channels=2, repeats=1, shape=(4, 4, 1)))
     >>> genotypes = np.array([[3] * 6, [1] * 6])
     >>> x, y = np.ones((2, 4, 4, 1), np.float32), np.array([0, 1])
-    >>> nets.scorer('params')(jax.random.key(0), genotypes, x, y).tolist()
-    [6000.0, 1296.0]
+    >>> given = jax.random.key(0), genotypes, x, y
+    >>> [run().tolist() for run in nets.scoring('params', *given)]
+    [[6000.0, 1296.0]]
   """
 
   def alone(variables: Any, genotype: Any) -> Network:
     return network.to_host(supernets.unrolled(net, variables, genotype))
 
-  def scorer(name: str) -> Callable[..., np.ndarray]:
+  def scoring(name: str, *given: Any) -> Iterator[Callable[[], np.ndarray]]:
     score = functools.partial(zero_cost.score_genotypes, net, names=(name,))
-    program = programs.jit(score)
-    return lambda *given: np.asarray(program(*given)[name])
+    program = jax.jit(score, compiler_options=programs.options())
+    program = program.lower(*given).compile()
+    yield lambda: np.asarray(program(*given)[name])
 
   trainer = functools.partial(learners.as_data, net)
-  return Networks(net.spec, trainer, alone, scorer, net)
+  return Networks(net.spec, trainer, alone, scoring, net)
 
 
 def unrolled(spec: Callable[[Any], Spec]) -> Networks:
@@ -107,8 +110,9 @@ def unrolled(spec: Callable[[Any], Spec]) -> Networks:
     >>> nets = unrolled(lambda genes: seeds.mlp((2,), tuple(genes.tolist()), 3))
     >>> genotypes = np.array([[4], [5]])
     >>> x, y = np.ones((2, 2), np.float32), np.array([0, 1])
-    >>> nets.scorer('params')(jax.random.key(0), genotypes, x, y).tolist()
-    [27.0, 33.0]
+    >>> given = jax.random.key(0), genotypes, x, y
+    >>> [run().tolist() for run in nets.scoring('params', *given)]
+    [[27.0], [33.0]]
   """
 
   def trainer(*given: Any, slots: int | None = None, **how: Any) -> Trainer:
@@ -119,19 +123,17 @@ def unrolled(spec: Callable[[Any], Spec]) -> Networks:
     del genotype  # It is in the network.
     return net
 
-  def scorer(name: str) -> Callable[..., np.ndarray]:
-    def score(key: Key, genotypes: Any, inputs: Any, targets: Any):
-      def one(number: int, genotype: Any) -> float:
-        weights, own = jax.random.split(jax.random.fold_in(key, number))
-        net = network.init(spec(genotype), weights)
-        batch = zero_cost.Batch(inputs, targets, own)
-        return float(zero_cost.score_network(net, batch, name))
+  def scoring(
+    name: str, key: Key, genotypes: Any, inputs: Any, targets: Any
+  ) -> Iterator[Callable[[], np.ndarray]]:
+    for number, genotype in enumerate(genotypes):
+      weights, own = jax.random.split(jax.random.fold_in(key, number))
+      net = network.init(spec(genotype), weights)
+      batch = zero_cost.Batch(inputs, targets, own)
+      run = zero_cost.prepared(net, batch, name)
+      yield lambda run=run: np.asarray(run())[None]
 
-      return np.array([one(i, row) for i, row in enumerate(genotypes)])
-
-    return score
-
-  return Networks(spec, trainer, alone, scorer)
+  return Networks(spec, trainer, alone, scoring)
 
 
 def connected(spec: Spec) -> bool:
