@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
       'data_dir': '',
       'examples': {'train': 0, 'test': 0},
       # nas_bench_201, one program for all cells; or econas, the cells of the
-      # paper, of which each compiles, and `repeats` counts them all.
+      # paper, or darts, of which each compiles, and `repeats` counts them all.
       'space': 'nas_bench_201',
       # Of the first stage, and cells in each of three, before any reduction.
       'cells': {'channels': 4, 'repeats': 1},

@@ -73,12 +73,15 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
   """`jax.jit` with `options()`, for programs that may stand in another.
 
   XLA's options are those of a whole program, so within another one, such as a
-  search under `jaxnas.run.rounds`, they are the user's own.
+  search under `jaxnas.run.rounds`, they are the user's own. It has `lower` as
+  what `jax.jit` returns does.
 
   Example:
     >>> double = jit(lambda x: x * 2)
     >>> float(double(2.0)), float(jax.vmap(double)(jax.numpy.ones(3)).sum())
     (4.0, 6.0)
+    >>> float(double.lower(2.0).compile()(2.0))
+    4.0
   """
   alone = jax.jit(function, compiler_options=options())
   within = jax.jit(function)
@@ -89,6 +92,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
     return (within if traced else alone)(*arguments)
 
+  call.lower = alone.lower
   return call
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxnas.jobs import command, proxies
+from jaxnas.jobs import command, image_spaces, proxies, proxy_plan
 
 # The settings of `proxies.study`, by the kind of their flag.
 _HELP = {
@@ -22,7 +22,7 @@ _HELP = {
   'data_dir': 'Where TFDS prepared it; empty for $TFDS_DATA_DIR.',
   'examples': 'Images to train on; 0 for all.',
   'valid': 'Images to score by; 0 for what the set holds out.',
-  'space': f'One of {", ".join(proxies.SPACES)}.',
+  'space': f'One of {", ".join(image_spaces.SPACES)}.',
   'channels': 'Of the first stage, at c0.',
   'repeats': 'Cells in each stage.',
   'networks': 'How many to draw and train.',
@@ -49,7 +49,7 @@ _KINDS = {
 }
 _SETTINGS = {
   name: _KINDS[type(value)](name, value, _HELP[name])
-  for name, value in proxies.DEFAULTS.items()
+  for name, value in proxy_plan.DEFAULTS.items()
 }
 
 

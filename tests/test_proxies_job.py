@@ -15,11 +15,17 @@ from scipy import stats
 
 from jaxnas import draw, fidelity, network, tasks
 from jaxnas.base import Taught, Trainer
-from jaxnas.jobs import proxies, study_spaces
+from jaxnas.jobs import (
+  consistency,
+  image_spaces,
+  proxies,
+  proxy_columns,
+  proxy_plan,
+)
 from jaxnas.spaces import cell
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CELLS = proxies.SPACES['nas_bench_201']
+CELLS = image_spaces.SPACES['nas_bench_201']
 TIMED = ('seconds', 'processor', 'cost', 'compiling', 'recommended')
 # How much noise there is in the made-up scores of a setting.
 NOISE = {'c2r0s0e8': 0.1, 'c0r2s0e8': 9.0, 'c0r0s2e8': 9.0, 'c0r0s0e4': 0.3}
@@ -73,7 +79,7 @@ def made_up(monkeypatch):
 
     return Trainer(train, None)
 
-  monkeypatch.setattr(proxies, '_trainer', trainer)
+  monkeypatch.setattr(proxy_columns, '_trainer', trainer)
   return calls
 
 
@@ -85,8 +91,8 @@ def test_agreement_is_that_of_scipy_in_every_sample(count):
   rng = np.random.default_rng(count)
   one = rng.normal(size=count).round(1)  # With ties.
   other = (one + rng.normal(size=count)).round(1)
-  counts = proxies.resamples(rng, count, 40)
-  rho, tau = proxies.agreement(one, other, counts)
+  counts = consistency.resamples(rng, count, 40)
+  rho, tau = consistency.agreement(one, other, counts)
   for sample, found in zip(counts.astype(int), zip(rho, tau)):
     rows = np.repeat(np.arange(count), sample)
     if len(set(one[rows])) == 1 or len(set(other[rows])) == 1:
@@ -108,11 +114,11 @@ def _kendall(one, other):
 def test_what_diverged_comes_last_and_no_order_agrees_with_nothing():
   ones = np.ones((1, 4))
   scores = [0.4, np.nan, 0.2, 0.3]
-  rho, tau = proxies.agreement([4, 1, 2, 3], scores, ones)
+  rho, tau = consistency.agreement([4, 1, 2, 3], scores, ones)
   assert rho == tau == 1
-  rho, _ = proxies.agreement([4, 1, 2, 3], [0.4, -np.inf, 0.2, 0.3], ones)
+  rho, _ = consistency.agreement([4, 1, 2, 3], [0.4, -np.inf, 0.2, 0.3], ones)
   assert rho == 1
-  rho, tau = proxies.agreement([4, 1, 2, 3], [0.5] * 4, ones)
+  rho, tau = consistency.agreement([4, 1, 2, 3], [0.5] * 4, ones)
   assert rho == tau == 0
 
 
@@ -124,8 +130,10 @@ def test_intervals_hold_the_true_rho_about_as_often_as_they_say(pearson):
   for _ in range(200):
     one, other = rng.normal(size=(2, 24))
     other = pearson * one + np.sqrt(1 - pearson**2) * other
-    rho, _ = proxies.agreement(one, other, proxies.resamples(rng, 24, 300))
-    low, high = proxies.interval(rho[1:])
+    rho, _ = consistency.agreement(
+      one, other, consistency.resamples(rng, 24, 300)
+    )
+    low, high = consistency.interval(rho[1:])
     held += low <= true <= high
     middle.append(rho[0])
   assert 0.9 * 200 <= held <= 0.99 * 200
@@ -142,23 +150,26 @@ def test_the_cheapest_certain_proxy_is_recommended():
     'cheap': row(0.7, 0.55, 0.1),
     'cheapest': row(0.8, 0.45, 0.01),
   }
-  found = proxies.recommend(rows, 0.5)
+  found = consistency.recommend(rows, 0.5)
   assert found['proxy'] == 'cheap' and found['certain']
   assert 'the cheapest of 2 proxies (of 3)' in found['reason']
   assert '10 % of the reference' in found['reason']
-  assert proxies.recommend(rows, 0.4)['proxy'] == 'cheapest'
-  assert proxies.recommend(rows, 0.6)['proxy'] == 'best'
-  found = proxies.recommend(rows, 0.95)
+  assert consistency.recommend(rows, 0.4)['proxy'] == 'cheapest'
+  assert consistency.recommend(rows, 0.6)['proxy'] == 'best'
+  found = consistency.recommend(rows, 0.95)
   assert found['proxy'] == 'best' and not found['certain']
   assert 'Not certain' in found['reason']
 
 
 def pairs_of(*names, reference='c0r0s0e8', **settings):
-  held = proxies.DEFAULTS | {'batch': 64} | settings
+  held = proxy_plan.DEFAULTS | {'batch': 64} | settings
   task = tasks.digits()
   trained = {name: fidelity.parse(name) for name in names}
-  sizes = {n: proxies.sized(held, task, own) for n, own in trained.items()}
-  found = proxies.comparable(trained, sizes, fidelity.parse(reference))
+  steps = {
+    name: proxy_plan.sized(held, task, own).steps
+    for name, own in trained.items()
+  }
+  found = consistency.comparable(trained, steps, fidelity.parse(reference))
   return [tuple(pair) for pair in found]
 
 
@@ -166,15 +177,15 @@ def test_comparable_proxies_are_found():
   # 1168 images are 18 steps of 64, 584 are 9, and 292 are 4.
   names = ('c0r2s0e8', 'c2r0s0e8', 'c0r0s2e8', 'c0r0s0e4', 'c0r0s4e8')
   assert pairs_of(*names) == [
-    (proxies.CHANNELS, 'c2r0s0e8', 'c0r2s0e8'),
-    (proxies.SAMPLES, 'c0r0s0e4', 'c0r0s2e8'),
+    (consistency.CHANNELS, 'c2r0s0e8', 'c0r2s0e8'),
+    (consistency.SAMPLES, 'c0r0s0e4', 'c0r0s2e8'),
   ]
   # Four steps of eight epochs are 32; nine of four are 36, and too many.
   assert pairs_of('c0r0s4e8', 'c0r0s2e4') == []
   assert pairs_of('c0r0s4e9', 'c0r0s2e4', 'c0r0s0e2') == [
-    (proxies.SAMPLES, 'c0r0s2e4', 'c0r0s4e9'),
-    (proxies.SAMPLES, 'c0r0s0e2', 'c0r0s4e9'),
-    (proxies.SAMPLES, 'c0r0s0e2', 'c0r0s2e4'),
+    (consistency.SAMPLES, 'c0r0s2e4', 'c0r0s4e9'),
+    (consistency.SAMPLES, 'c0r0s0e2', 'c0r0s4e9'),
+    (consistency.SAMPLES, 'c0r0s0e2', 'c0r0s2e4'),
   ]
   # Other samples or epochs, or other channels beside them.
   assert pairs_of('c2r0s0e8', 'c0r2s0e6', 'c0r2s2e8') == []
@@ -182,7 +193,7 @@ def test_comparable_proxies_are_found():
   # Cuts count from the reference.
   of = {'reference': 'c2r0s0e8', 'channels': 16}
   assert pairs_of('c2r2s0e8', 'c4r0s0e8', **of) == [
-    (proxies.CHANNELS, 'c4r0s0e8', 'c2r2s0e8')
+    (consistency.CHANNELS, 'c4r0s0e8', 'c2r2s0e8')
   ]
   assert pairs_of('c2r0s0e8', 'c0r2s0e8', **of) == []
 
@@ -236,9 +247,9 @@ def test_two_names_of_one_setting_are_refused(tmp_path, made_up):
 
 def test_images_that_the_networks_cannot_take_are_refused(monkeypatch):
   task = tasks.digits()._replace(shape=(10, 10, 1))
-  monkeypatch.setattr(proxies.tasks, 'digits', lambda **how: task)
+  monkeypatch.setattr(proxy_plan.tasks, 'digits', lambda **how: task)
   with pytest.raises(ValueError, match='multiples of 4'):
-    proxies.read(proxies.DEFAULTS)
+    proxy_plan.read(proxy_plan.DEFAULTS)
 
 
 def test_the_command_says_in_a_line_what_is_wrong(tmp_path):
@@ -259,15 +270,15 @@ def test_the_command_says_in_a_line_what_is_wrong(tmp_path):
 
 def test_networks_differ_and_are_connected_unless_told():
   key = jax.random.key(0)
-  cells = proxies.draw_networks(key, CELLS, 300)
+  cells = proxy_plan.draw_networks(key, CELLS, 300)
   assert len(np.unique(cells, axis=0)) == 300
   assert all(CELLS.connected(cell) for cell in cells)
-  every = proxies.draw_networks(key, CELLS, 300, unconnected=True)
+  every = proxy_plan.draw_networks(key, CELLS, 300, unconnected=True)
   assert len(np.unique(every, axis=0)) == 300
   assert not all(CELLS.connected(cell) for cell in every)
   none = CELLS._replace(connected=lambda cell: False)
   with pytest.raises(ValueError, match='--networks is 5'):
-    proxies.draw_networks(key, none, 5)
+    proxy_plan.draw_networks(key, none, 5)
 
 
 def test_a_study_finds_what_was_put_in(tmp_path, made_up):
@@ -277,8 +288,8 @@ def test_a_study_finds_what_was_put_in(tmp_path, made_up):
   image = (tmp_path / 'run' / 'consistency.png').read_bytes()
   assert image[:4] == b'\x89PNG' and len(image) > 10_000
   rows = summary['proxies']
-  assert set(rows) == {*NOISE, proxies.AGAIN}
-  assert rows[proxies.AGAIN]['rho'] == rows[proxies.AGAIN]['tau'] == 1
+  assert set(rows) == {*NOISE, proxy_plan.AGAIN}
+  assert rows[proxy_plan.AGAIN]['rho'] == rows[proxy_plan.AGAIN]['tau'] == 1
   assert rows['c2r0s0e8']['rho'] > 0.9 > 0.5 > rows['c0r2s0e8']['rho']
   for name, own in rows.items():
     low, high = own['rho_interval']
@@ -291,8 +302,8 @@ def test_a_study_finds_what_was_put_in(tmp_path, made_up):
   assert rows['c0r0s0e4']['flops'] == 0.5
   answers = {pair['question']: pair['verdict'] for pair in summary['pairs']}
   assert answers == {
-    proxies.CHANNELS: 'cutting channels is better',
-    proxies.SAMPLES: 'more samples is better',
+    consistency.CHANNELS: 'cutting channels is better',
+    consistency.SAMPLES: 'more samples is better',
   }
   assert [q['pairs'] for q in summary['questions']] == [1, 1]
   assert summary['recommended']['certain']
@@ -304,21 +315,12 @@ def test_a_study_finds_what_was_put_in(tmp_path, made_up):
   assert [call[1] for call in made_up[::6]] == [5, 5, 5, 1]
 
 
-def test_cells_that_zeroes_cut_off_are_not_connected():
-  choice = study_spaces.SPACES['econas']
-  found = proxies.draw_networks(jax.random.key(0), choice, 20)
-  genotype = found[0].copy()
-  assert choice.connected(genotype)
-  genotype[1::2] = cell.ECONAS.ops.index('none')
-  assert not choice.connected(genotype)
-
-
 @pytest.mark.slow
 def test_a_study_of_networks_that_are_compiled_each(tmp_path, monkeypatch):
   """Small cells on digits, of which each network is a program."""
   small = cell.Grammar('small', ('none', 'skip', 'conv3'), 1, 1)
-  choice = study_spaces.cells(small)
-  monkeypatch.setitem(study_spaces.SPACES, 'small', choice)
+  choice = image_spaces.of_cells(small)
+  monkeypatch.setitem(image_spaces.SPACES, 'small', choice)
   settings = {
     'space': 'small',
     'channels': 2,
@@ -334,8 +336,8 @@ def test_a_study_of_networks_that_are_compiled_each(tmp_path, monkeypatch):
   assert set(summary['proxies']) == {'c0r0s0e1', 'params', 'naswot'}
   assert 0 < summary['proxies']['c0r0s0e1']['flops'] < 1
   key = network.named_key(jax.random.key(0), 'networks')
-  genotypes = proxies.draw_networks(key, choice, 4)
-  nets = choice.networks(channels=2, repeats=1, classes=10, shape=(8, 8, 1))
+  genotypes = proxy_plan.draw_networks(key, choice, 4)
+  nets = choice.networks(channels=2, layers=3, classes=10, shape=(8, 8, 1))
   counts = [network.param_count(nets.spec(row)) for row in genotypes]
   assert summary['scores']['params'] == counts
 
@@ -345,7 +347,7 @@ def test_a_study_stopped_anywhere_ends_as_one_never_stopped(
 ):
   whole, _ = ran(tmp_path / 'whole')
   trained = len(made_up)
-  real, stored = proxies._store, itertools.count()
+  real, stored = proxy_columns._store, itertools.count()
 
   class Stopped(Exception):
     pass
@@ -355,7 +357,7 @@ def test_a_study_stopped_anywhere_ends_as_one_never_stopped(
     if next(stored) % 3 == 2:
       raise Stopped
 
-  monkeypatch.setattr(proxies, '_store', store)
+  monkeypatch.setattr(proxy_columns, '_store', store)
   stops = 0
   while True:
     try:
@@ -453,18 +455,18 @@ def test_a_real_study_and_the_same_resumed(tmp_path, monkeypatch):
   assert len(scores) == 5 and all(0 < score < 1 for score in scores)
   assert whole['reference']['examples'] == 2 * 96
   assert whole['proxies']['c0r0s0e1']['examples'] == 96
-  net = CELLS.networks(channels=2, repeats=1, shape=(8, 8, 1))
+  net = CELLS.networks(channels=2, layers=3, shape=(8, 8, 1))
   assert whole['scores']['params'] == [
     network.param_count(net.spec(cell)) for cell in whole['networks']
   ]
-  real, stored = proxies._store, itertools.count()
+  real, stored = proxy_columns._store, itertools.count()
 
   def store(*arguments):
     if next(stored) == 4:
       raise InterruptedError
     real(*arguments)
 
-  monkeypatch.setattr(proxies, '_store', store)
+  monkeypatch.setattr(proxy_columns, '_store', store)
   with pytest.raises(InterruptedError):
     proxies.study(REAL, tmp_path / 'run', console=console)
   resumed = proxies.study(REAL, tmp_path / 'run', console=console)

@@ -19,10 +19,8 @@ from jaxnas import (
   combine,
   draw,
   fidelity,
-  learners,
   network,
   report,
-  spaces,
   stages,
   training,
   workdir,
@@ -30,6 +28,7 @@ from jaxnas import (
 from jaxnas.base import ArraySpace, Key, Stage, Task, Trainer, Trials
 from jaxnas.estimators import zero_cost
 from jaxnas.jobs.evolution import numbers
+from jaxnas.jobs.image_spaces import SIDES, SPACES, ImageSpace, Networks
 from jaxnas.jobs.job import write_results
 from jaxnas.jobs.settings import (
   Settings,
@@ -41,9 +40,7 @@ from jaxnas.jobs.settings import (
   resolve,
   several_of,
 )
-from jaxnas.spaces import supernet
 from jaxnas.stages import trials
-from jaxnas.stages.rungs import Mutation
 
 # (low, high) of each setting.
 RULES = {
@@ -62,8 +59,6 @@ RULES = {
   'retrain.best': (1, None),
   'retrain.learning_rate': (0, None),
 }
-# The two halvings of a NAS-Bench-201 skeleton leave sides that are whole.
-_SIDES = 4
 
 
 class Ladder(NamedTuple):
@@ -131,90 +126,23 @@ def ladder(settings: Settings) -> Ladder:
   return Ladder(held['first'], promote, mothers, epochs)
 
 
-class Kind(NamedTuple):
-  """A space whose genotypes a job trains.
-
-  Attributes:
-    space: the genotypes.
-    trainer: `trainer(settings, task, setting, tx, epochs=..., batch=...)`, of
-      networks as wide as the fidelity `setting` says.
-    mutation: makes children of mothers.
-    text: a genotype for people.
-    data: whether its networks are one program.
-    multiple: of what number their channels must be multiples.
-  """
-
-  space: ArraySpace
-  trainer: Callable[..., Trainer]
-  mutation: Mutation
-  text: Callable[[np.ndarray], str]
-  data: bool
-  multiple: int
-
-
-def make_net(settings: Settings, task: Task, setting: str) -> supernet.Supernet:
-  """The networks of NAS-Bench-201 for a task, as wide as a fidelity says."""
-  return _net(*_size(settings, setting), task.outputs, task.shape)
-
-
-def _size(settings: Settings, setting: str) -> tuple[int, int]:
-  multiple = KINDS[settings['space']]().multiple
-  held, own = settings['cells'], fidelity.parse(setting)
-  channels = fidelity.left(own, 'channels', held['channels'], multiple)
-  return channels, held['repeats']
-
-
-# Equal arguments give the same functions, so that arms share their programs.
-@functools.lru_cache(maxsize=16)
-def _net(channels, repeats, classes, shape) -> supernet.Supernet:
-  return supernet.nas_bench_201(
-    channels=channels, repeats=repeats, classes=classes, shape=shape
+def make_networks(settings: Settings, task: Task, setting: str) -> Networks:
+  """The networks of a space for a task, as wide as a fidelity says."""
+  own = SPACES[settings['space']]
+  return own.networks(
+    channels=_channels(settings, setting),
+    # Cells in each of the stages of a space that has them, or in all.
+    layers=own.depths * settings['cells']['repeats'],
+    classes=task.outputs,
+    shape=task.shape,
   )
 
 
-def _as_data(settings, task, setting, tx, **how) -> Trainer:
-  return learners.as_data(make_net(settings, task, setting), task, tx, **how)
-
-
-def _unrolled(settings, task, setting, tx, **how) -> Trainer:
-  channels, layers = _size(settings, setting)
-
-  def spec(genotype):
-    return spaces.cell_networks.darts(
-      spaces.cell.ECONAS,
-      genotype,
-      channels=channels,
-      layers=layers,
-      classes=task.outputs,
-      shape=task.shape,
-    )
-
-  return learners.unrolled(spec, task, tx, **how)
-
-
-def _nas_bench_201() -> Kind:
-  space = spaces.nas_bench_201.space()
-  mutation = jax.vmap(space.mutate)
-  return Kind(space, _as_data, mutation, spaces.nas_bench_201.text, True, 1)
-
-
-def _econas_cells() -> Kind:
-  grammar = spaces.cell.ECONAS
-  mutation = jax.vmap(spaces.cell.edge_mutation(grammar))
-  return Kind(
-    spaces.cell.space(grammar),
-    _unrolled,
-    mutation,
-    lambda genotype: '-'.join(map(str, genotype)),
-    False,
-    2,
+def _channels(settings: Settings, setting: str) -> int:
+  own, held = SPACES[settings['space']], settings['cells']
+  return fidelity.left(
+    fidelity.parse(setting), 'channels', held['channels'], own.widths
   )
-
-
-KINDS: dict[str, Callable[[], Kind]] = {
-  'nas_bench_201': _nas_bench_201,
-  'econas': _econas_cells,
-}
 
 
 @functools.lru_cache(maxsize=16)
@@ -234,10 +162,8 @@ def make_trainer(
   batch = min(settings['batch'], len(task.train.targets))
   steps = epochs * (len(task.train.targets) // batch)
   tx = _optimizer(rate, held['weight_decay'], held['clip'], steps)
-  kind = KINDS[settings['space']]()
-  return kind.trainer(
-    settings, task, setting, tx, epochs=epochs // rungs, batch=batch
-  )
+  nets = make_networks(settings, task, setting)
+  return nets.trainer(task, tx, epochs=epochs // rungs, batch=batch)
 
 
 class Setting(NamedTuple):
@@ -245,12 +171,12 @@ class Setting(NamedTuple):
 
   settings: Settings
   task: Task
-  kind: Kind
+  own: ImageSpace
   key: Key
 
   @property
   def space(self) -> ArraySpace:
-    return self.kind.space
+    return self.own.space
 
   def answer(self, epochs: int, rungs: int, remember: int, inherit=False):
     """A stage that trains a rung of which `rungs` make `epochs` epochs."""
@@ -278,7 +204,7 @@ def _climbing(setting: Setting, inherit=False, mutation=None) -> Arm:
     mothers=held.mothers,
     share=own['share'],
     life=own['life'],
-    mutate=mutation or setting.kind.mutation,
+    mutate=mutation or setting.own.mutate,
   )
   count = setting.settings['generations']
   slots = held.first + (count - 1) * held.segments
@@ -296,14 +222,14 @@ def _inherited(setting: Setting) -> Arm:
 def _screened(setting: Setting) -> Arm:
   """Each child is the best of a brood by a zero-cost proxy."""
   task, own = setting.task, setting.settings['ladder']
-  net = make_net(setting.settings, task, setting.settings['fidelity'])
+  nets = make_networks(setting.settings, task, setting.settings['fidelity'])
   seen = training.draw(
     network.named_key(setting.key, 'proxy'), task, setting.settings['batch']
   )
 
   def score(key: Key, genotypes: jax.Array) -> jax.Array:
     found = zero_cost.score_genotypes(
-      net, key, genotypes, *seen, names=[own['proxy']]
+      nets.supernet, key, genotypes, *seen, names=[own['proxy']]
     )
     return found[own['proxy']]
 
@@ -344,7 +270,7 @@ def _flat(setting: Setting) -> Arm:
     mothers=(children,),
     share=own['share'],
     life=own['life'],
-    mutate=setting.kind.mutation,
+    mutate=setting.own.mutate,
   )
   count = setting.settings['generations']
   slots = held.first + (count - 1) * children
@@ -393,23 +319,23 @@ def refuse(settings: Settings) -> None:
   """
   check(settings, RULES)
   arms = several_of('ladder.arms', settings['ladder']['arms'], ARMS)
-  one_of('space', settings['space'], KINDS)
-  kind = KINDS[settings['space']]()
-  if 'screened' in arms and not kind.data:
+  one_of('space', settings['space'], SPACES)
+  own = SPACES[settings['space']]
+  if 'screened' in arms and not own.data:
     raise ValueError(
       '--config.ladder.arms: screened needs a space whose networks are one '
       f'program, nas_bench_201, and --config.space={settings["space"]!r} has '
       'one for each.'
     )
-  channels, multiple = settings['cells']['channels'], kind.multiple
+  channels, multiple = settings['cells']['channels'], own.widths
   if channels % multiple:
     raise ValueError(
       f'--config.cells.channels must be a multiple of {multiple} for '
       f'--config.space={settings["space"]!r}, got {channels}.'
     )
   for flag, text in _fidelities(settings).items():
-    with naming(flag):
-      _size(settings, text)
+    with naming(f'--config.{flag}'):
+      _channels(settings, text)
   held = ladder(settings)
   if 'flat' in arms:
     flat_epochs(held)
@@ -470,7 +396,7 @@ def econas(
     f'{jax.default_backend()} device(s); {path}',
     highlight=False,
   )
-  setting = Setting(settings, small, KINDS[settings['space']](), key)
+  setting = Setting(settings, small, SPACES[settings['space']], key)
   arms = several_of('ladder.arms', settings['ladder']['arms'], ARMS)
   rows, lines, best = {}, {}, {}
   with report.progress(console) as show:
@@ -504,8 +430,8 @@ def _fidelities(settings: Settings) -> dict[str, str]:
 
 def _reduced(task: Task, flag: str, text: str, key: Key) -> Task:
   own, subset = fidelity.parse(text), network.named_key(key, 'subset')
-  with naming(flag):
-    return fidelity.reduce(task, own, subset, multiple=_SIDES)
+  with naming(f'--config.{flag}'):
+    return fidelity.reduce(task, own, subset, multiple=SIDES)
 
 
 def _searched(setting: Setting, name: str, path, show) -> Trials:
@@ -561,10 +487,8 @@ def _row(setting, last: Trials, again: Trials, task: Task):
   fitness = np.asarray(again.metrics['fitness'])
   at = int(np.argmax(np.where(np.isnan(fitness), -np.inf, fitness)))
   genotype = np.asarray(again.genotypes)[at]
-  net = again.memory[str(at)].net
-  if setting.kind.data:
-    whole = make_net(settings, task, settings['retrain']['fidelity'])
-    net = network.to_host(supernet.unrolled(whole, net, genotype))
+  nets = make_networks(settings, task, settings['retrain']['fidelity'])
+  net = nets.alone(again.memory[str(at)].net, genotype)
   end = functools.partial(training.evaluate, net, task)
   rungs = np.asarray(last.metrics.get('rung', last.metrics['fitness'] * 0 + 1))
   found = trials.incumbents(last)
@@ -579,7 +503,7 @@ def _row(setting, last: Trials, again: Trials, task: Task):
     'compilations': spent.compilations,
     'compiling': spent.compiling,
     'seconds': spent.seconds,
-    'cell': setting.kind.text(genotype),
+    'cell': setting.own.text(genotype),
   }
   return row, net
 

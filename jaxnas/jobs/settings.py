@@ -87,7 +87,7 @@ def naming(flag: str) -> Iterator[None]:
   """Puts the flag before the message of a ValueError.
 
   Example:
-    >>> with naming('fidelity'):
+    >>> with naming('--config.fidelity'):
     ...   raise ValueError('no epochs.')
     Traceback (most recent call last):
       ...
@@ -96,7 +96,7 @@ def naming(flag: str) -> Iterator[None]:
   try:
     yield
   except ValueError as error:
-    raise ValueError(f'--config.{flag}: {error}') from None
+    raise ValueError(f'{flag}: {error}') from None
 
 
 def check_ladder(promote: Sequence[int], mothers: Sequence[int]) -> None:

@@ -645,7 +645,7 @@ def read(settings: Settings) -> Table:
     for name in ('signals', 'costs'):
       for column in _each(_laddered(settings)['ladder'][name], ','):
         _refuse_column(table, f'ladder.{name}', column)
-    with naming('ladder.costs'):
+    with naming('--config.ladder.costs'):
       _rungs(settings, table, slice(None))
   if 'eeea' in held['arms'].split('-') and 'params' not in table.columns:
     raise ValueError(
