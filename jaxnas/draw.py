@@ -872,7 +872,7 @@ def heat(
   columns: Sequence[Any],
   x: str,
   y: str,
-  marked: Any = None,
+  marked: Mapping[str, Any] | None = None,
 ) -> Any:
   """Tables of numbers as colours, side by side.
 
@@ -882,7 +882,7 @@ def heat(
     columns: what the C columns are.
     x: what the columns say.
     y: what the rows say.
-    marked: (R, C) of bool, cells to be framed; None for none.
+    marked: by title, (R, C) of bool, cells to be framed; None for none.
 
   Returns:
     The Matplotlib figure; darker is more, on a scale of each table's own.
@@ -922,7 +922,7 @@ def heat(
         fontsize=7.5,
         color='white' if value > middle else _INK,
       )
-    for i, j in np.argwhere(np.zeros(shape) if marked is None else marked):
+    for i, j in np.argwhere((marked or {}).get(title, np.zeros(shape))):
       ax.plot(j + frame[0], i + frame[1], color=_COLOURS[3], linewidth=1.6)
     ax.set_title(title, fontsize=9)
     ax.set_xticks(range(shape[1]), columns)

@@ -377,7 +377,7 @@ def test_a_missing_matplotlib_is_named(monkeypatch):
 def test_heat_tells_every_number_and_frames_what_is_marked():
   tables = {'error': np.array([[1.0, 20.0], [3.0, 4.0]]), 'other': np.eye(2)}
   where = {'rows': [0.0, 0.4], 'columns': [0.1, 0.3], 'x': 'noise', 'y': 'keep'}
-  marked = np.array([[False, True], [False, False]])
+  marked = {'error': np.array([[False, True], [False, False]])}
   figure = draw.heat(tables, **where, marked=marked)
   left, right = figure.axes
   assert [text.get_text() for text in left.texts] == ['1', '20', '3', '4']
@@ -385,6 +385,7 @@ def test_heat_tells_every_number_and_frames_what_is_marked():
   (frame,) = left.get_lines()
   assert set(frame.get_xdata().round()) == {1.0}  # The second column,
   assert set(frame.get_ydata().round()) == {0.0}  # the first row.
+  assert not right.get_lines()
   with pytest.raises(ValueError, match=r'shape \(2, 2\).* 1 rows'):
     draw.heat(tables, **{**where, 'rows': [0.0]})
   with pytest.raises(ValueError, match='no tables'):

@@ -20,9 +20,10 @@ of the last round on 4,000 points that nothing selects by; and last
 
 With `--grid=FILE.png` it trains PBT-NAS by every pair of (keep, noise) instead
 and draws the medians over seeds of the two errors as a picture. A JSON line for
-every pair; then one for each that differs from the method's own, (0.4, 0.1), by
-the 95 % bootstrap interval of the median difference over seeds, as is framed in
-the picture. `--out=FILE` keeps rows, so that what was stopped goes on.
+every pair; then one for each error that differs from that of the method's own
+pair, (0.4, 0.1), by the 95 % bootstrap interval of the median difference over
+seeds, as is framed in the picture. `--out=FILE` keeps rows, so that what was
+stopped goes on.
 """
 
 import functools
@@ -138,23 +139,26 @@ def grid(seeds: jax.Array, path: str) -> None:
     found.append((row['errors'], row['medians']))
     error, middle = np.median(found[-1], axis=1).tolist()
     print(json.dumps({**pair, 'error': error, 'median': middle}), flush=True)
-  own, _ = found[pairs.index((0.4, 0.1))]
-  resolved = []
-  for pair, (errors, _) in zip(pairs, found):
-    row = paired.compared(errors, own, better='less')
-    low, high = row['interval']
-    resolved.append(low > 0 or high < 0)
-    if resolved[-1]:
-      print(json.dumps(_rounded({'pair': pair, **row})))
   shape = (len(KEEP), len(NOISE))
-  error, middle = np.median(found, axis=2).T.reshape(2, *shape)
+  titles = 'error of the fittest', "the population's median"
+  tables, marked = {}, {}
+  for title, held in zip(titles, zip(*found)):
+    own, resolved = held[pairs.index((0.4, 0.1))], []
+    for pair, errors in zip(pairs, held):
+      row = paired.compared(errors, own, better='less')
+      low, high = row['interval']
+      resolved.append(low > 0 or high < 0)
+      if resolved[-1]:
+        print(json.dumps(_rounded({'of': title, 'pair': pair, **row})))
+    tables[title] = np.median(held, axis=1).reshape(shape)
+    marked[title] = np.reshape(resolved, shape)
   figure = draw.heat(
-    {'error of the fittest': error, "the population's median": middle},
+    tables,
     rows=KEEP,
     columns=NOISE,
     x='noise, of fresh weights',
     y="keep, of the donor's",
-    marked=np.reshape(resolved, shape),
+    marked=marked,
   )
   figure.savefig(path, dpi=150)
 
