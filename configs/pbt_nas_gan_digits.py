@@ -6,8 +6,8 @@
 Small adversarial networks with 12 genes; fitness is the negated Frechet
 distance of 2,000 samples, in the features of a classifier trained on the same
 images, and the report that of 20,000 fresh ones. `--config.dataset=cifar10`
-with `--config.data_dir=DIR` trains convolutional ones of 21 genes, for a GPU;
-that has not been run.
+with `--config.data_dir=DIR` trains convolutional ones of 21 genes, for a GPU,
+where that has not been run; two rounds of small ones were, on a CPU.
 
 Hardware: 2 cores of a CPU. Time, with `--config.quick=true`: about 1 minute.
 Expected (seed 0, 2026-11-28): a distance of about 3.5 by all three, an early
