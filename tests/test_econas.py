@@ -253,6 +253,7 @@ def test_halving_keeps_the_best_and_learns_nothing():
     np.testing.assert_array_equal(fitness[12:], first[:2])
 
 
+@pytest.mark.slow
 def test_the_host_loop_and_one_program_are_the_same_search():
   stage = algorithms.econas(
     SPACE, answer(1.0), first=4, promote=(2, 1), mothers=(2, 1, 1)

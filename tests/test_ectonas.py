@@ -438,6 +438,7 @@ def test_rows_are_shared_when_an_image_grows_and_added_when_it_shrinks():
   assert odd.reshape((2, 2)).tolist() == [[4, 2], [2, 1]]
 
 
+@pytest.mark.slow
 def test_new_blocks_start_training_from_their_inputs_statistics():
   """Else batch norm would break the function at the first training step."""
   task = tasks.digits(shift=0)

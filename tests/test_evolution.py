@@ -453,6 +453,7 @@ def test_nsga_keeps_its_size_and_remembers_the_front():
 # The space.
 
 
+@pytest.mark.slow
 def test_chains_keep_the_laws_of_spaces():
   for found in (
     spaces.chain((8, 8, 1), 10, depth=(1, 2)),

@@ -583,6 +583,7 @@ def test_sets_of_moves_that_are_not_there_are_refused():
     linearised(net, moves, thetas, [[0, -1], [99]], _batch())
 
 
+@pytest.mark.slow
 def test_label_smoothing_changes_the_linear_part_only(x64):
   del x64
   net = _random_net(_flatten(specs.Activation('silu')))
@@ -736,6 +737,7 @@ def test_prunes_are_scored_where_nothing_absorbs_their_means(x64):
     assert abs(linear) > 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_learned_for_some_moves_is_not_learned_for_others(x64):
   """Free splits among splits, and merges among prunes: the plain ones end as
   they do alone."""

@@ -334,6 +334,7 @@ def test_a_population_is_one_program_for_each_function(convolutional):
   assert not [seconds for seconds in later if seconds > 0.5]
 
 
+@pytest.mark.slow
 def test_what_an_op_does_not_read_stays_zero(convolutional):
   start, last, _, _ = convolutional
   kernel = last.member.body.layers['stage0']['kernel']

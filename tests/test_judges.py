@@ -479,6 +479,7 @@ def _counted(net, data, judge):
   return len(compiled)
 
 
+@pytest.mark.slow
 def test_one_program_measures_all_splits_and_prunes():
   data, judge = _batch(5), brute_force(loss=LOSS)
 

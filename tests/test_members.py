@@ -414,6 +414,7 @@ def test_a_search_that_was_saved_goes_on_bit_for_bit(tmp_path):
   assert whole.spent.examples == rest.spent.examples
 
 
+@pytest.mark.slow
 def test_a_round_compiles_nothing_after_the_second():
   stage = algorithms.pbt_nas(small(slots=5))
   population, state = run(jax.random.key(2), stage, start(slots=5), 2)

@@ -251,6 +251,7 @@ def test_morph_keeps_the_function_in_float64():
       assert jnp.abs(function(moved, child.genes, x) - before).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_morph_grows_only_what_can_grow():
   base = trained(5)
   child = grown(('one',), 1.0)(key(0), base)

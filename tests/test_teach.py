@@ -268,6 +268,7 @@ def test_every_array_search_may_be_taught(trainer):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'make',
   [
