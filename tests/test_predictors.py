@@ -144,19 +144,37 @@ def test_bags_hold_their_share_and_differ():
   assert not bags[:, 10:].any() and (bags[:, :10].sum(axis=0) < 8).any()
 
 
-def test_gaussian_process_is_the_textbooks():
+def smooth(distance):
+  return np.exp(-(distance**2) / 2)
+
+
+def rougher(distance):
+  far = np.sqrt(5) * distance
+  return (1 + far + far**2 / 3) * np.exp(-far)
+
+
+def of_rows(covariance, a, b, length):
+  square = np.square(a[:, None] - b[None]).sum(axis=2)
+  return covariance(np.sqrt(square) / length)
+
+
+COVARIANCES = {
+  'rbf': (smooth, estimators.rbf),
+  'matern': (rougher, estimators.matern),
+}
+
+
+@pytest.mark.parametrize('name', COVARIANCES)
+def test_gaussian_process_is_the_textbooks(name):
   rng = np.random.default_rng(0)
   x, y = rng.normal(size=(8, 3)), rng.normal(size=8)
   new = rng.normal(size=(5, 3))
-
-  def covariance(a, b):
-    return np.exp(-np.square(a[:, None] - b[None]).sum(axis=2) / (2 * 1.5**2))
-
-  within = covariance(x, x) + 1e-2 * np.eye(8)
-  across = covariance(new, x)
+  plain, ours = COVARIANCES[name]
+  within = of_rows(plain, x, x, 1.5) + 1e-2 * np.eye(8)
+  across = of_rows(plain, new, x, 1.5)
   mean = across @ np.linalg.solve(within, y)
   variance = 1 - (across * np.linalg.solve(within, across.T).T).sum(axis=1)
-  model = estimators.gaussian_process(length=1.5, noise=1e-2)
+  model = estimators.gaussian_process(length=1.5, noise=1e-2, covariance=ours)
   padded = np.concatenate([x, x[:2] + 0.1]).astype(np.float32)
   told = np.concatenate([y, [9.0, 9.0]]).astype(np.float32)
   use = np.arange(10) < 8
@@ -165,6 +183,33 @@ def test_gaussian_process_is_the_textbooks():
   )(padded, told, jnp.asarray(new, jnp.float32))
   np.testing.assert_allclose(said.mean, mean, atol=1e-4)
   np.testing.assert_allclose(said.deviation, np.sqrt(variance), atol=1e-3)
+
+
+@pytest.mark.parametrize('name', COVARIANCES)
+@pytest.mark.parametrize('drawn', [0.3, 2.0])
+def test_of_several_lengths_the_likeliest_is_taken(name, drawn):
+  """Found by the density of a normal, of targets drawn at a length."""
+  rng = np.random.default_rng(1)
+  plain, ours = COVARIANCES[name]
+  x, lengths = rng.uniform(-1, 1, size=(30, 2)), (0.1, 0.3, 1.0, 2.0, 8.0)
+
+  def within(length):
+    return of_rows(plain, x, x, length) + 1e-2 * np.eye(30)
+
+  y = np.linalg.cholesky(within(drawn)) @ rng.normal(size=30)
+  said = []
+  for length in lengths:
+    _, logdet = np.linalg.slogdet(within(length))
+    said.append(-(y @ np.linalg.solve(within(length), y) + logdet) / 2)
+  model = estimators.gaussian_process(
+    length=lengths, noise=1e-2, covariance=ours
+  )
+  padded = np.concatenate([x, x[:3]]).astype(np.float32)
+  told = np.concatenate([y, [9.0] * 3]).astype(np.float32)
+  *_, found = model.fit(KEY, (), padded, told, np.arange(33) < 30)
+  assert np.isclose(found, lengths[np.argmax(said)])
+  # A control: other targets have another one.
+  assert (lengths[np.argmax(said)] < 1) == (drawn < 1)
 
 
 def told(model, x, y):
@@ -267,8 +312,10 @@ def test_what_is_refused():
     estimators.ridge(penalty=0)
   with pytest.raises(ValueError, match='members must be a whole number'):
     estimators.mlp(members=0)
-  with pytest.raises(ValueError, match='length and noise must be above 0'):
+  with pytest.raises(ValueError, match='noise must be above 0'):
     estimators.gaussian_process(noise=0.0)
+  with pytest.raises(ValueError, match='length .or each of them'):
+    estimators.gaussian_process(length=())
   for make in (estimators.ridge_difference, estimators.mlp_difference):
     with pytest.raises(ValueError, match="one of .*'none'.*got 'both'"):
       make(context='both')

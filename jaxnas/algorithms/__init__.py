@@ -33,4 +33,5 @@ from jaxnas.algorithms.regularized_evolution import (
   regularized_evolution as regularized_evolution,
 )
 from jaxnas.algorithms.reinforce import reinforce as reinforce
+from jaxnas.algorithms.robot import likeliest_process as likeliest_process
 from jaxnas.algorithms.robot import robot as robot

@@ -30,9 +30,11 @@ from jaxnas.estimators.predictors import Basis as Basis
 from jaxnas.estimators.predictors import Prediction as Prediction
 from jaxnas.estimators.predictors import Predictor as Predictor
 from jaxnas.estimators.predictors import gaussian_process as gaussian_process
+from jaxnas.estimators.predictors import matern as matern
 from jaxnas.estimators.predictors import mlp as mlp
 from jaxnas.estimators.predictors import plain as plain
 from jaxnas.estimators.predictors import products as products
+from jaxnas.estimators.predictors import rbf as rbf
 from jaxnas.estimators.predictors import ridge as ridge
 from jaxnas.estimators.tangents import linearised as linearised
 from jaxnas.estimators.tangents import tangents as tangents

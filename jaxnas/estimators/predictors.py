@@ -367,18 +367,49 @@ def mlp(
   return Predictor(init, fit, predict)
 
 
-def gaussian_process(*, length: float = 1.0, noise: float = 1e-4) -> Predictor:
-  """A Gaussian process of prior mean 0, variance 1 and RBF covariance.
+def rbf(distance: jax.Array) -> jax.Array:
+  """The covariance at so many lengths: functions that are smooth throughout.
 
-  `exp(-|a - b|^2 / (2 length^2))`. Its params are the rows it was fitted to,
-  so what it was fitted to before is forgotten.
+  Example:
+    >>> round(float(rbf(jnp.array(1.0))), 3)
+    0.607
+  """
+  return jnp.exp(-jnp.square(distance) / 2)
+
+
+def matern(distance: jax.Array) -> jax.Array:
+  """The covariance at so many lengths, Matern's of 5/2: twice differentiable.
+
+  Equation 4.17 of Rasmussen and Williams (2006).
+
+  Example:
+    >>> round(float(matern(jnp.array(1.0))), 3)
+    0.524
+  """
+  far = jnp.sqrt(5.0) * distance
+  return (1 + far + jnp.square(far) / 3) * jnp.exp(-far)
+
+
+def gaussian_process(
+  *,
+  length: float | Sequence[float] = 1.0,
+  noise: float = 1e-4,
+  covariance: Callable[[jax.Array], jax.Array] = rbf,
+) -> Predictor:
+  """A Gaussian process of prior mean 0 and variance 1.
+
+  Its params are the rows it was fitted to, so what it was fitted to before is
+  forgotten.
 
   Args:
-    length: scale of the covariance, in the units of the features.
+    length: scale of the covariance, in the units of the features. Of several,
+      the one by which the targets are likeliest (Rasmussen and Williams 2006,
+      equation 2.30); the first of those that are alike.
     noise: variance of the targets about the process.
+    covariance: of two rows at a distance of so many lengths, `rbf` or `matern`.
 
   Raises:
-    ValueError: for a length or noise not above 0.
+    ValueError: for no length, or a length or noise not above 0.
 
   Example:
     >>> x = jnp.array([[0.0], [1.0], [5.0]])
@@ -391,35 +422,45 @@ def gaussian_process(*, length: float = 1.0, noise: float = 1e-4) -> Predictor:
     >>> [round(float(value), 2) for value in deviation]
     [0.01, 0.01, 1.0]
   """
-  if not length > 0 or not noise > 0:
+  lengths = np.atleast_1d(np.asarray(length, np.float32))
+  if not lengths.size or not (lengths > 0).all() or not noise > 0:
     raise ValueError(
-      'gaussian_process: length and noise must be above 0, got '
-      f'{length!r} and {noise!r}.'
+      'gaussian_process: length (or each of them) and noise must be above 0, '
+      f'got {length!r} and {noise!r}.'
     )
 
-  def covariance(a: jax.Array, b: jax.Array) -> jax.Array:
+  def related(a: jax.Array, b: jax.Array, length: jax.Array) -> jax.Array:
     square = jnp.square(a[:, None, :] - b[None, :, :]).sum(axis=-1)
-    return jnp.exp(-square / (2 * length**2))
+    return covariance(jnp.sqrt(square) / length)
 
   def init(key: Key, features: int) -> Params:
     del key
-    return jnp.zeros((0, features)), jnp.zeros(0), jnp.zeros((0, 0))
+    nothing = jnp.zeros((0, features)), jnp.zeros(0, bool)
+    none = jnp.zeros(0), jnp.zeros((0, 0)), jnp.asarray(lengths[0])
+    return *nothing, *none
 
   def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
     del key, params
-    # A row that does not count is a point at infinity: it knows nothing of
-    # any other.
+    # A row that does not count knows nothing of any other.
     both = use[:, None] & use[None, :]
-    within = jnp.where(both, covariance(x, x), 0.0)
-    within = within + jnp.diag(jnp.where(use, noise, 1.0))
-    root = jnp.linalg.cholesky(within)
     clean = jnp.where(use, y, 0.0)
-    read = jnp.where(use[:, None], x, jnp.inf)
-    return read, jax.scipy.linalg.cho_solve((root, True), clean), root
+
+    def one(length: jax.Array):
+      within = jnp.where(both, related(x, x, length), 0.0)
+      within = within + jnp.diag(jnp.where(use, noise, 1.0))
+      root = jnp.linalg.cholesky(within)
+      weights = jax.scipy.linalg.cho_solve((root, True), clean)
+      unlikely = clean @ weights / 2 + jnp.log(jnp.diag(root)).sum()
+      return unlikely, weights, root
+
+    unlikely, weights, roots = jax.vmap(one)(lengths)
+    # Rounding may leave a matrix without a root.
+    best = jnp.argmin(jnp.where(jnp.isnan(unlikely), jnp.inf, unlikely))
+    return x, use, weights[best], roots[best], jnp.asarray(lengths)[best]
 
   def predict(params: Params, x: Any) -> Prediction:
-    read, weights, root = params
-    across = covariance(x, read)
+    read, use, weights, root, length = params
+    across = jnp.where(use, related(x, read, length), 0.0)
     seen = jax.scipy.linalg.solve_triangular(root, across.T, lower=True)
     rest = 1.0 - jnp.square(seen).sum(axis=0)
     return Prediction(across @ weights, jnp.sqrt(jnp.maximum(rest, 0.0)))

@@ -351,7 +351,9 @@ def _pnas(judge: Callable[[], stages.Judge] | None) -> Callable[..., Arm]:
   return arm
 
 
-def _robot(scale: Callable[[Any], jax.Array]) -> Callable[..., Arm]:
+def _robot(
+  scale: Callable[[Any], jax.Array], **search: Any
+) -> Callable[..., Arm]:
   """RoBoT on all networks of which every metric is known."""
 
   def arm(settings: Settings, table: Table) -> Arm:
@@ -370,8 +372,9 @@ def _robot(scale: Callable[[Any], jax.Array]) -> Callable[..., Arm]:
       pool,
       total=total,
       scale=scale,
+      **search,
     )
-    return Arm(stage, 2 * total - 1)
+    return Arm(stage, 2 * total)
 
   return arm
 
@@ -486,6 +489,9 @@ SEARCHES: dict[str, Callable[[Settings, Table], Arm]] = {
   # By ranks, and by extremes as published.
   'robot': _robot(stages.places),
   'robot_extremes': _robot(stages.scaled),
+  'robot_published': _robot(
+    stages.scaled, predictor=algorithms.likeliest_process()
+  ),
   'econas': _econas,
   'halving': _halving,
   'flat_first': _flat(slice(0, 1)),

@@ -91,7 +91,8 @@ def weigh(
   without a start at random: of random candidates those of the largest
   acquisition, whose value is what the best network by them is worth. Networks
   that were asked before cost nothing. From then on (greedily) the ranking by
-  the best weights found is walked down, until `total` networks have been asked.
+  the best weights found, the last of those that are alike, is walked down until
+  `total` networks have been asked.
 
   Args:
     pool: (A, L) genotypes to choose among.
@@ -139,9 +140,8 @@ def weigh(
       jnp.isfinite(found),
     )
     bound = acquire(acquire_key, predictor.predict(params, drawn))
-    best = state.weights[
-      jnp.argmax(jnp.where(jnp.isnan(found), -jnp.inf, found))
-    ]
+    worths = jnp.where(jnp.isnan(found), -jnp.inf, found)
+    best = state.weights[explore - 1 - jnp.argmax(worths[::-1])]
     exploring = jnp.asarray(held.generation) < explore
     weights = jnp.where(exploring, drawn[jnp.argmax(bound)], best)
 
