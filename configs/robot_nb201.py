@@ -9,10 +9,11 @@
         --config.more=nb201_proxies_cifar10.npz --config.quick=true
 
 The paper's six metrics, as ranks and, as published, scaled by their extremes
-(`robot_published` with the Gaussian process of its code, too), on the 9,444 networks for which NAS-Bench-Suite-Zero has them all, of 9,445
-without unreachable operations. Beside them stand the 20 networks of most
-parameters, and of most of each metric. `random` draws from the whole space. The
-search is by validation accuracy after 12 epochs.
+(`robot_published` with the Gaussian process of its code, too), on the 9,444
+networks for which NAS-Bench-Suite-Zero has them all, of 9,445 without
+unreachable operations. Beside them stand the 20 networks of most parameters,
+and of most of each metric. `random` draws from the whole space. The search is
+by validation accuracy after 12 epochs.
 
 Hardware: 2 cores of a CPU. Time: under 1 minute, in the quick form (10
 searches) and in the full one. Expected of the full form (seed 0, 2026-11-29): a
