@@ -327,6 +327,7 @@ def test_it_learns_digits_and_not_at_the_rate_zero(convolutional):
   assert different(*layers) == 0
 
 
+@pytest.mark.slow
 def test_a_population_is_one_program_for_each_function(convolutional):
   _, _, first, later = convolutional
   assert first > 0

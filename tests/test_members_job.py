@@ -38,13 +38,20 @@ def lines(folder):
   return [{k: v for k, v in row.items() if k not in varies} for row in rows]
 
 
-def test_a_job_writes_what_it_found(tmp_path):
-  summary = run(tmp_path)
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """The folder of a job and its summary."""
+  folder = tmp_path_factory.mktemp('whole')
+  return folder, run(folder)
+
+
+def test_a_job_writes_what_it_found(whole):
+  folder, summary = whole
   assert set(summary['arms']) == {'pbt_nas', 'random'}
   for row in summary['arms'].values():
     assert row['examples'] == 8 * 3 * 2 * 48
     assert row['error'] == pytest.approx(-row['fitness'])
-  rows = lines(tmp_path)
+  rows = lines(folder)
   assert [row['generation'] for row in rows] == [1, 2, 3] * 2
   # The same start, so the same first generation; then only one is replaced.
   first = {row['search']: row['population'] for row in rows[::3]}
@@ -52,7 +59,7 @@ def test_a_job_writes_what_it_found(tmp_path):
   last = {row['search']: row['population'] for row in rows[2::3]}
   assert last['pbt_nas']['genes'] != first['pbt_nas']['genes']
   assert last['random']['genes'] == first['random']['genes']
-  genotype = json.loads((tmp_path / 'best' / 'genotype.json').read_text())
+  genotype = json.loads((folder / 'best' / 'genotype.json').read_text())
   assert len(genotype['genes']) == 40
   assert genotype['values']['slot0'] in (
     'zero',
@@ -64,18 +71,19 @@ def test_a_job_writes_what_it_found(tmp_path):
     'bump',
   )
   weights = flax.serialization.msgpack_restore(
-    (tmp_path / 'best' / 'weights.msgpack').read_bytes()
+    (folder / 'best' / 'weights.msgpack').read_bytes()
   )
   assert weights['layers']['slots']['u'].shape == (40, 2, 8)
-  page = (tmp_path / 'report.html').read_text()
+  page = (folder / 'report.html').read_text()
   assert 'Lineage' in page
   assert page.count('<img') >= 3
   assert 'cannot' not in page
 
 
-def test_a_job_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
-  whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-  run(whole)
+def test_a_job_that_was_stopped_goes_on_bit_for_bit(
+  whole, tmp_path, monkeypatch
+):
+  (whole, _), stopped = whole, tmp_path / 'stopped'
 
   class Stop(Exception):
     pass
