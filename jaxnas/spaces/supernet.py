@@ -109,7 +109,7 @@ def nas_bench_201(
     shape: (height, width, channels) of an image, of even sizes twice over.
     select: how an edge does one thing of five: `'switch'` does only that, but
       everything under a `vmap` over genotypes; `'mask'` does everything and
-      multiplies with zero and one; `'auto'` is `'switch'` on CPU and `'mask'`
+      selects; `'auto'` is `'switch'` on CPU and `'mask'`
       elsewhere.
     conv: the form of convolutions (`jaxnas.layers.conv2d`).
     kernel_init: of all kernels.
@@ -205,7 +205,7 @@ def nas_bench_201(
     params, stats = variables['params'], variables['batch_stats']
     form = layers.conv_form(conv)
     switch = select == 'switch' or select == 'auto' and form != 'native'
-    edge = _switched if switch else _masked
+    choose = lax.switch if switch else _masked
     walk = _Pass(train, norm, dict(see or {}), touch or (lambda z: z), form)
     new = {'logits': {}}
     genotype = _checked('apply', genotype)
@@ -219,7 +219,7 @@ def nas_bench_201(
       name = f'stage{stage}'
 
       def cell(x, own):
-        x, state, seen = _cell(walk, edge, genotype, *own, x)
+        x, state, seen = _cell(walk, choose, genotype, *own, x)
         return x, (state, seen)
 
       x, (new[name], more) = lax.scan(cell, x, (params[name], stats[name]))
@@ -297,10 +297,6 @@ def _dotted(path) -> str:
 
 def _plus(a, b):
   return jax.tree.map(jnp.add, a, b)
-
-
-def _times(factor, tree):
-  return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
 def _at(tree, *place):
@@ -382,61 +378,67 @@ def _residual(walk, params, stats, x):
   return y + shortcut, new, _plus(seen, more)
 
 
-def _cell(walk, edge, genotype, params, stats, x):
+def _cell(walk, choose, genotype, params, stats, x):
   """One cell: its edges, one after another, in one loop.
 
   A loop compiles the body of one edge for each stage, which six of them would
-  take six times as long for. Its gradient is another loop, backwards, which
-  computes an edge's inner values again: in a `lax.switch` they would be kept
-  for all that an edge could do. It is written out, because the one that JAX
-  derives copies the values of all nodes at every edge, and a network of edges
-  that do nothing took 1.5 times as long.
+  take six times as long for. Its gradient is another loop, backwards, in which
+  the op of an edge computes its inner values again. It is written out: the one
+  that JAX derives copies the values of all nodes at every edge, and keeps inner
+  values for all that an edge could do.
   """
   sources, targets = np.array(bench201.EDGES).T
-  one, held = jax.closure_convert(
-    functools.partial(edge, walk),
-    *_at((genotype, params, stats), 0),
-    x,
-  )
+  # What ops read beside their arguments has a gradient too, as in `touch`.
+  closed = [
+    jax.closure_convert(op, *_at((params, stats), 0), x) for op in _ops(walk)
+  ]
+  held = tuple(more for _, more in closed)
 
-  @jax.custom_vjp
-  def walked(genotype, params, stats, held, x):
+  def forth(number):
+    return lambda held, *own: closed[number][0](*own, *held[number])
+
+  ops = [forth(number) for number in range(len(closed))]
+  back = [
+    lambda slopes, *own, op=op: jax.vjp(op, *own)[1](slopes) for op in ops
+  ]
+
+  def walked(genotype, held, params, stats, x):
+    @jax.checkpoint  # For the gradient of the gradient.
     def step(nodes, own):
-      op, source, target, params, stats = own
-      value, new, seen = one(op, params, stats, _row(nodes, source), *held)
-      return _added(nodes, target, value), (new, seen)
+      code, source, target, *rest = own
+      value, *seen = choose(code, ops, held, *rest, _row(nodes, source))
+      return _added(nodes, target, value), seen
 
     nodes = jnp.zeros((4, *x.shape), x.dtype).at[0].set(x)
     edges = (genotype, sources, targets, params, stats)
     return lax.scan(step, nodes, edges)
 
-  def forward(genotype, params, stats, held, x):
-    found = walked(genotype, params, stats, held, x)
-    return found, (genotype, params, stats, held, found[0])
+  def forward(genotype, held, params, stats, x):
+    found = walked(genotype, held, params, stats, x)
+    return found, (genotype, held, params, stats, found[0])
 
   def backward(kept, slopes):
-    genotype, params, stats, held, nodes = kept
-    along_nodes, along_edges = slopes
+    genotype, held, params, stats, nodes = kept
+    along_nodes, along_seen = slopes
 
     @jax.checkpoint
     def step(carry, own):
       along, of_held = carry
-      op, source, target, params, stats, outs = own
-      _, back = jax.vjp(
-        lambda params, stats, x, held: one(op, params, stats, x, *held),
-        *(params, stats, _row(nodes, source), held),
+      code, source, target, more, *rest = own
+      slopes = _row(along, target), *more
+      more, *of_edge, of_x = choose(
+        code, back, slopes, held, *rest, _row(nodes, source)
       )
-      *of_edge, of_x, more = back((_row(along, target), *outs))
-      along = _added(along, source, of_x)
-      return (along, _plus(of_held, more)), of_edge
+      return (_added(along, source, of_x), _plus(of_held, more)), of_edge
 
     start = along_nodes, jax.tree.map(jnp.zeros_like, held)
-    edges = (genotype, sources, targets, params, stats, along_edges)
+    edges = (genotype, sources, targets, along_seen, params, stats)
     (along, of_held), of_edges = lax.scan(step, start, edges, reverse=True)
-    return None, *of_edges, of_held, along[0]
+    return None, of_held, *of_edges, along[0]
 
-  walked.defvjp(forward, backward)
-  nodes, (new, seen) = walked(genotype, params, stats, held, x)
+  walk_back = jax.custom_vjp(walked)
+  walk_back.defvjp(forward, backward)
+  nodes, (new, seen) = walk_back(genotype, held, params, stats, x)
   return nodes[-1], new, jax.tree.map(lambda leaf: leaf.sum(axis=0), seen)
 
 
@@ -450,40 +452,31 @@ def _added(rows, number, more):
   )
 
 
-def _switched(walk, op, params, stats, x):
-  """What one edge brings, by doing that alone."""
-  nothing = walk.seen(none=x)
+def _ops(walk):
+  """What an edge may do, in the order of codes: value, statistics, seen."""
 
   def convolved(name):
-    def branch(x):
+    def op(params, stats, x):
       y, new, seen = walk.active(params[name], stats[name], x)
       return y, stats | {name: new}, seen
 
-    return branch
+    return op
 
-  branches = [
-    lambda x: (jnp.zeros_like(x), stats, nothing),
-    lambda x: (x, stats, nothing),
+  return (
+    lambda params, stats, x: (jnp.zeros_like(x), stats, walk.seen(none=x)),
+    lambda params, stats, x: (x, stats, walk.seen(none=x)),
     convolved('conv1'),
     convolved('conv3'),
-    lambda x: (layers.pool2d(x, _MEAN), stats, nothing),
-  ]
-  return lax.switch(op, branches, x)
+    lambda params, stats, x: (
+      *(layers.pool2d(x, _MEAN), stats, walk.seen(none=x)),
+    ),
+  )
 
 
-def _masked(walk, op, params, stats, x):
-  """What one edge brings, by doing everything."""
-  does = jax.nn.one_hot(op, len(bench201.OPS), dtype=x.dtype)
-  total = does[1] * x + does[4] * layers.pool2d(x, _MEAN)
-  seen, kept = walk.seen(none=x), {}
-  for name, code in _CODES.items():
-    y, new, more = walk.active(params[name], stats[name], x)
-    on = op == code
-    total = total + does[code] * y
-    seen = _plus(seen, _times(on, more))
-    pick = functools.partial(jnp.where, on)
-    kept[name] = jax.tree.map(pick, new, stats[name])
-  return total, kept, seen
+def _masked(code, ops, *args):
+  """One of several functions, by doing all of them: `lax.switch`."""
+  found = [op(*args) for op in ops]
+  return jax.tree.map(lambda *leaves: lax.select_n(code, *leaves), *found)
 
 
 def unrolled(
