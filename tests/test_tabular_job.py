@@ -184,11 +184,12 @@ def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
     assert row['queries'] >= 7
 
 
-def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
+@pytest.mark.parametrize('arm', ['robot_extremes', 'robot_published'])
+def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path, arm):
   settings = config(
     table,
     robot_nb201,
-    tabular__arms='robot_extremes',
+    tabular__arms=arm,
     predicted__columns='good,odd',
   )
   settings.more = ''
@@ -196,7 +197,7 @@ def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path):
   rows = summary['baselines']
   assert set(rows) == {'most_parameters', 'most_good', 'most_odd'}
   assert rows['most_good']['test'] > rows['most_odd']['test']
-  assert summary['arms']['robot_extremes']['test'] > rows['most_odd']['test']
+  assert summary['arms'][arm]['test'] > rows['most_odd']['test']
   assert 'most good' in text
 
 
