@@ -191,9 +191,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 def _put(tree: Any, sharding: NamedSharding) -> Any:
   if sharding.is_fully_addressable:
-    return jax.device_put(
-      tree, sharding
-    )  # Of all leaves at once: half the time.
+    # All leaves at once take half the time of one after another.
+    return jax.device_put(tree, sharding)
 
   def put(leaf):
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:

@@ -312,9 +312,9 @@ def test_what_is_refused():
     estimators.ridge(penalty=0)
   with pytest.raises(ValueError, match='members must be a whole number'):
     estimators.mlp(members=0)
-  with pytest.raises(ValueError, match='noise must be above 0'):
+  with pytest.raises(ValueError, match='length and noise must be above 0'):
     estimators.gaussian_process(noise=0.0)
-  with pytest.raises(ValueError, match='length .or each of them'):
+  with pytest.raises(ValueError, match='of which there must be one; got'):
     estimators.gaussian_process(length=())
   for make in (estimators.ridge_difference, estimators.mlp_difference):
     with pytest.raises(ValueError, match="one of .*'none'.*got 'both'"):

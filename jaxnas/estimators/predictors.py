@@ -425,8 +425,8 @@ def gaussian_process(
   lengths = np.atleast_1d(np.asarray(length, np.float32))
   if not lengths.size or not (lengths > 0).all() or not noise > 0:
     raise ValueError(
-      'gaussian_process: length (or each of them) and noise must be above 0, '
-      f'got {length!r} and {noise!r}.'
+      'gaussian_process: length and noise must be above 0, and each of several '
+      f'lengths, of which there must be one; got {length!r} and {noise!r}.'
     )
 
   def related(a: jax.Array, b: jax.Array, length: jax.Array) -> jax.Array:
@@ -435,9 +435,10 @@ def gaussian_process(
 
   def init(key: Key, features: int) -> Params:
     del key
-    nothing = jnp.zeros((0, features)), jnp.zeros(0, bool)
-    none = jnp.zeros(0), jnp.zeros((0, 0)), jnp.asarray(lengths[0])
-    return *nothing, *none
+    return (
+      *(jnp.zeros((0, features)), jnp.zeros(0, bool), jnp.zeros(0)),
+      *(jnp.zeros((0, 0)), jnp.asarray(lengths[0])),
+    )
 
   def fit(key: Key, params: Params, x: Any, y: Any, use: Any) -> Params:
     del key, params

@@ -23,12 +23,10 @@ the medians:
                          long, in which members are chosen and morphed
 """
 
-import importlib
 import json
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,6 +41,7 @@ from jaxnas import mesh as meshes
 from jaxnas import spec as specs
 from jaxnas.base import Data, Task
 from jaxnas.spaces import seeds
+from launch.bench import packages
 
 _CASES = flags.DEFINE_list(
   'cases',
@@ -80,15 +79,8 @@ MIXED = ((16, 32, 32), (12, 24, 24), (16, 32), (8, 16, 32, 32))
 _PYTORCH = 'torch'
 
 
-def installed(name: str) -> Any:
-  """The module, or an exit that says what is missing."""
-  try:
-    return importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    sys.exit(
-      f'launch.bench.population compares with {name}, which jaxnas does not '
-      f'need and this environment does not have ({error}): pip install {name}'
-    )
+def _torch() -> Any:
+  return packages.installed('launch.bench.population', _PYTORCH, _PYTORCH)
 
 
 class Case(NamedTuple):
@@ -178,7 +170,7 @@ def ours(found: Case, form: str) -> Callable[[], Any]:
 
 def theirs(found: Case) -> Callable[[], Any]:
   """The same in PyTorch, one network after another."""
-  torch = installed(_PYTORCH)
+  torch = _torch()
   inputs, targets = map(torch.from_numpy, drawn(found))
   targets = targets.long()
 
@@ -264,7 +256,7 @@ def morphing_share(found: Case) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
-  torch = installed(_PYTORCH)
+  torch = _torch()
   cores = len(os.sched_getaffinity(0))
   torch.set_num_threads(cores)
   jax.config.update('jax_num_cpu_devices', _DEVICES.value or cores)

@@ -19,9 +19,7 @@ seeds 10 to 19; these are the first of the package, which takes ten seconds for
 each, and come last by themselves.
 """
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +31,7 @@ from jaxnas import algorithms, spaces, stages
 from jaxnas.run import rounds
 from jaxnas.spaces import nas_bench_201
 from jaxnas.stages import trials
+from launch.bench import packages
 
 _TABLES = flags.DEFINE_list(
   'tables', ['nb201_cifar10', 'nb201_proxies_cifar10'], 'Files of the table.'
@@ -49,18 +48,6 @@ TOTAL = 20
 _PACKAGE = 'bayes_opt'
 
 
-def installed(name: str) -> Any:
-  """The module, or an exit that says what is missing."""
-  try:
-    return importlib.import_module(name)
-  except ModuleNotFoundError as error:
-    sys.exit(
-      f'launch.bench.robot compares with {name}, which jaxnas does not need '
-      f'and this environment does not have ({error}): '
-      "pip install 'bayesian-optimization<2', or --seeds=0 to leave it out"
-    )
-
-
 def ours(table, columns, pool, **options: Any) -> np.ndarray:
   """The networks that each search asked of, (searches, slots), -1 for none."""
   query = trials.query(table, 'val_ep12')
@@ -75,10 +62,9 @@ def ours(table, columns, pool, **options: Any) -> np.ndarray:
 
 
 def theirs(
-  seed: int, metrics: np.ndarray, value: Callable[[int], float]
+  package: Any, seed: int, metrics: np.ndarray, value: Callable[[int], float]
 ) -> list[int]:
   """The networks that a search by the package asks of."""
-  package = installed(_PACKAGE)
   asked: list[int] = []
   best = (-np.inf, np.zeros(len(SIX)))
 
@@ -103,8 +89,11 @@ def theirs(
 
 def main(argv: list[str]) -> None:
   del argv
-  if _SEEDS.value:
-    installed(_PACKAGE)
+  package = _SEEDS.value and packages.installed(
+    'launch.bench.robot',
+    _PACKAGE,
+    "'bayesian-optimization<2', or --seeds=0 to leave it out",
+  )
   table = spaces.load(*_TABLES.value)
   columns = [f'nbsuite_{name}' for name in SIX]
   cells = nas_bench_201.genotypes()
@@ -132,7 +121,7 @@ def main(argv: list[str]) -> None:
   }
   if _SEEDS.value:
     asked = [
-      theirs(seed, metrics, lambda row: value[rows[row]])
+      theirs(package, seed, metrics, lambda row: value[rows[row]])
       for seed in range(10, 10 + _SEEDS.value)
     ]
     found['package'] = picked(rows[np.asarray(asked)])
