@@ -16,7 +16,15 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from jaxnas import forms, layers, morphisms, network, plans, programs
+from jaxnas import (
+  forms,
+  layers,
+  morphisms,
+  network,
+  packing,
+  plans,
+  programs,
+)
 from jaxnas import mesh as meshes
 from jaxnas.base import Data, Key, Task
 from jaxnas.spec import Spec
@@ -83,10 +91,11 @@ def fit_all(
 
   Data stay on the devices; an epoch of all members of a batch (see
   `plans.strategy`) is one compiled program, shared by all networks of the same
-  buckets, and the only one that a fit compiles: the optimizer's fresh state is
-  made in it. Each epoch is a fresh permutation, of which an incomplete last
-  batch is left out. What becomes of a member depends on its own key, network
-  and state, and not on who is trained beside it.
+  buckets; the optimizer's fresh state is made in it. Beside it a fit compiles
+  only the program that draws the order of examples, which all networks share.
+  Each epoch is a fresh permutation, of which an incomplete last batch is left
+  out. What becomes of a member depends on its own key, network and state, and
+  not on who is trained beside it.
 
   Hyper-parameters that are data, such as those of `optax.inject_hyperparams`,
   may differ from member to member (`optax.tree.set(state, learning_rate=...)`)
@@ -154,21 +163,32 @@ def fit_all(
     return _begin(keys[i], starts[i], states[i], tx, group.spec)
 
   def call(group):
+    carry, (raw, fresh) = begun(group.members[0], group)
     train = _epoch(
       *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
-      *(str(jax.random.key_impl(keys[group.members[0]])), group.over, mesh),
+      *(_impl(keys, group), packing.layout(carry), group.over, mesh),
     )
-    shapes = plans.shapes(begun(group.members[0], group), group, mesh)
+    rows = jax.ShapeDtypeStruct((steps, batch), np.int32)
+    member = packing.pack(carry), (rows, raw, fresh)
+    shapes = plans.shapes(member, group, mesh)
     return train, (*shapes, data, np.int32(0), np.int32(0))
 
   for group, train in zip(planned, programs.ahead(map(call, planned))):
-    padded = [begun(i, group) for i in group.members]
-    trained = _run_epochs(train, padded, data, lengths, group, mesh)
+    shuffle = _shuffle(
+      *(_impl(keys, group), len(task.train.targets), batch, group.over, mesh)
+    )
+    members = [begun(i, group) for i in group.members]
+    trained = _run_epochs(shuffle, train, members, data, lengths, group, mesh)
     for i, (variables, state, losses) in zip(group.members, trained):
       net, state = _end(network.Network(variables, group.spec), state)
       count = sum(lengths)
       fits[i] = Fit(net, state, losses, count, count * batch)
   return [fits[i] for i in range(len(nets))]
+
+
+def _impl(keys, group) -> str:
+  """The name of the generator of the members' keys."""
+  return str(jax.random.key_impl(keys[group.members[0]]))
 
 
 def _groups(plan, nets, mesh, batch, passes) -> Sequence[plans.Batch]:
@@ -240,21 +260,23 @@ def _end(net, state) -> tuple[network.Network, Any]:
   )
 
 
-def _run_epochs(train, padded, data, lengths, group, mesh):
+def _run_epochs(shuffle, train, members, data, lengths, group, mesh):
   """(variables, state, losses) of each member after the epochs."""
   where, counts = plans.places(group, mesh)
-  stacked = (*plans.stack(padded, where), counts)
-  carry, read, counts = meshes.spread(stacked, mesh)
+  layout = packing.layout(members[0][0])
+  packed = [(packing.pack(carry), read) for carry, read in members]
+  stacked = (*plans.stack(packed, where), counts)
+  carry, (raw, fresh), counts = meshes.spread(stacked, mesh)
   losses = []
-  for number, length in enumerate(lengths):
-    carry, loss = train(
-      carry, read, counts, data, np.int32(number), np.int32(length)
-    )
+  for number, length in enumerate(map(np.int32, lengths)):
+    drawn = shuffle(raw, counts, np.int32(number))
+    read = (*drawn, fresh)
+    carry, loss = train(carry, read, counts, data, np.int32(number), length)
     losses.append(loss)
   carry, losses = meshes.fetch((carry, losses))
   for place in plans.firsts(where):
     own = jax.tree.map(operator.itemgetter(place), (carry, losses))
-    variables, state = jax.tree.map(np.array, own[0])  # Frees the others.
+    variables, state = packing.unpack(layout, jax.tree.map(np.array, own[0]))
     yield variables, state, tuple(map(float, own[1]))
 
 
@@ -381,7 +403,31 @@ def _gradient(module, loss, few: int, mesh):
 
 
 @programs.kept
-def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
+def _shuffle(impl, count, batch, over, mesh):
+  """The compiled order of the examples in an epoch, of all members.
+
+  Not a part of `_epoch`, of which there is one for each structure.
+  """
+  steps = count // batch
+
+  def one(carry, raw, number):
+    key = jax.random.wrap_key_data(raw, impl=impl)
+    order_key, step_key = jax.random.split(jax.random.fold_in(key, number))
+    order = jax.random.permutation(order_key, count)
+    rows = order[: steps * batch].reshape((steps, batch))
+    return carry, (rows, jax.random.key_data(step_key))
+
+  each = forms.on_mesh(over(one), mesh)
+
+  @functools.partial(jax.jit, compiler_options=forms.compiler_options(mesh))
+  def shuffle(raw, counts, number):
+    return each((), raw, counts, number)[1]
+
+  return shuffle
+
+
+@programs.kept
+def _epoch(spec, tx, loss, prepare, augment, batch, impl, layout, over, mesh):
   """The compiled epoch of all members of one structure, optimizer and task."""
   few, spread = _images(spec, batch, mesh), _over_data(mesh)
   module = spec.module('images' if few < batch else _conv(mesh))
@@ -402,25 +448,20 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, over, mesh):
     return params, held, state, data, key, order, total + value
 
   def one(carry, read, shared):
-    (variables, state), (raw, fresh), (data, number, length) = (
-      *(carry, read, shared),
-    )
+    (rows, raw, fresh), (data, number, length) = read, shared
+    variables, state = packing.unpack(layout, carry)
     key = jax.random.wrap_key_data(raw, impl=impl)
-    key = jax.random.fold_in(key, number)
     params = variables['params']
     state = jax.lax.cond(
       fresh & (number == 0), lambda: tx.init(params), lambda: state
     )
-    order_key, step_key = jax.random.split(key)
-    steps = data.targets.shape[0] // batch
-    order = jax.random.permutation(order_key, data.targets.shape[0])
-    rows = order[: steps * batch].reshape((steps, batch))
     held = {c: tree for c, tree in variables.items() if c != 'params'}
-    start = (params, held, state, data, step_key, rows, jnp.zeros(()))
+    start = (params, held, state, data, key, rows, jnp.zeros(()))
     # The number of steps is data, so parts of epochs are the same program.
     end = jax.lax.fori_loop(0, length, step, start)
     params, held, state, *_, total = end
-    return ({**held, 'params': params}, state), total / length
+    after = ({**held, 'params': params}, state)
+    return packing.pack(after, jnp.concatenate), total / length
 
   each = forms.on_mesh(over(one), mesh)
 
@@ -515,20 +556,19 @@ def evaluate_all(
     return _stored(starts[i], None, group.spec)[0].variables
 
   def call(group):
+    variables = padded(group.members[0], group)
     measure = _measure(
       *(group.spec, task.loss, task.metric, task.prepare, batch),
-      *(group.over, mesh),
+      *(packing.layout(variables), group.over, mesh),
     )
-    shapes = plans.shapes((padded(group.members[0], group),), group, mesh)
+    shapes = plans.shapes((packing.pack(variables),), group, mesh)
     return measure, (*shapes, *parts[0])
 
   for group, measure in zip(planned, programs.ahead(map(call, planned))):
     where, counts = plans.places(group, mesh)
-    members = [padded(i, group) for i in group.members]
-    variables, counts = meshes.spread(
-      (plans.stack(members, where), counts), mesh
-    )
-    sums = [measure(variables, counts, *part) for part in parts]
+    members = [packing.pack(padded(i, group)) for i in group.members]
+    packed, counts = meshes.spread((plans.stack(members, where), counts), mesh)
+    sums = [measure(packed, counts, *part) for part in parts]
     total = np.sum(meshes.fetch(sums), axis=0, dtype=float)
     for i, place in zip(group.members, plans.firsts(where)):
       found[i] = Measured(*map(float, total[place] / count), count)
@@ -552,12 +592,12 @@ _BATCHES = 16
 
 
 @programs.kept
-def _measure(spec, loss, metric, prepare, batch, over, mesh):
+def _measure(spec, loss, metric, prepare, batch, layout, over, mesh):
   """The compiled sums of loss and metric over the first `count` examples."""
   module, spread = spec.module(_conv(mesh)), _over_data(mesh)
 
-  def one(carry, variables, shared):
-    data, count = shared
+  def one(carry, packed, shared):
+    variables, (data, count) = packing.unpack(layout, packed), shared
 
     def add(i, total):
       inputs, targets = (
@@ -574,8 +614,8 @@ def _measure(spec, loss, metric, prepare, batch, over, mesh):
   each = forms.on_mesh(over(one), mesh)
 
   @functools.partial(jax.jit, compiler_options=forms.compiler_options(mesh))
-  def measure(variables, counts, data: Data, count):
-    return each((), variables, counts, (data, count))[1]
+  def measure(packed, counts, data: Data, count):
+    return each((), packed, counts, (data, count))[1]
 
   return measure
 

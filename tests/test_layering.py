@@ -23,6 +23,7 @@ LAYERS = {
   'spec': 0,
   'layers': 1,
   'groups': 1,
+  'packing': 1,
   'programs': 1,
   'network': 1,
   'base': 1.5,  # Types only, so that a task can be a `base.Task`.

@@ -201,7 +201,8 @@ def test_members_of_a_bucket_are_one_program_for_up_to_eight():
     training.evaluate_all([f.net for f in fits], own, own.valid)
 
   counts = [compiled(lambda p=p: both(p)) for p in (5, 8, 3, 1, 9)]
-  assert counts == [2, 0, 0, 0, 2]
+  # Nine have other slots, and the order of examples is drawn for those.
+  assert counts == [2, 0, 0, 0, 3]
 
 
 def test_large_networks_keep_no_slots_empty():

@@ -24,8 +24,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     >>> [round(float(x), 4) for x in cross_entropy(logits, jnp.array([0, 1]))]
     [0.6931, 0.0]
   """
+  # Not `optax.softmax_cross_entropy_with_integer_labels`: the gradient of its
+  # look-up is a scatter, on CPU a loop over examples.
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+  return optax.softmax_cross_entropy(logits, hot)
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
