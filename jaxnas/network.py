@@ -6,10 +6,11 @@ written once, in `walk`: the module walks with Flax layers, the estimators walk
 with `apply_node` and edits of their own.
 """
 
+import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import groups, layers
+from jaxnas import groups, layers, programs
 from jaxnas import spec as specs
 
 Variables = dict[str, Any]
@@ -31,7 +32,8 @@ class Network:
   Attributes:
     variables: Flax collections `params`, `batch_stats` and `arch`, each a
       dict keyed by node name; `arch` holds `{'active': {group: count}}` where
-      groups are stored at a capacity.
+      groups are stored at a capacity, and `{'present': {first node: bool}}`
+      where stretches of nodes are optional.
     spec: the architecture.
   """
 
@@ -44,6 +46,7 @@ def walk(
   call: Callable[..., jax.Array],
   x: Any,
   read: Callable[[str, Any], Any] | None = None,
+  optional: Callable[..., jax.Array] | None = None,
 ) -> dict[str, Any]:
   """Evaluates the nodes of a spec in order.
 
@@ -53,13 +56,24 @@ def walk(
     x: the value of the input node.
     read: `read(source, value) -> value`, applied to what a *mixing* node reads
       from node `source`; None leaves it as it is.
+    optional: `optional(nodes, value) -> value`, evaluates an optional stretch
+      of nodes as a whole, of which only the last gets a value; None evaluates
+      its nodes as all others.
 
   Returns:
     The value of every node by name.
   """
   values = {spec.input: x}
+  stretches = {} if optional is None else {s[0]: s for s in spec.optional}
+  within = {name for stretch in stretches.values() for name in stretch}
   for node in spec.order:
     if node.op.kind == 'input':
+      continue
+    if node.name in stretches:
+      names = stretches[node.name]
+      nodes = tuple(map(spec.by_name.get, names))
+      values[names[-1]] = optional(nodes, values[node.inputs[0]])
+    if node.name in within:
       continue
     inputs = [values[s] for s in node.inputs]
     if read is not None and node.op.kind == 'mixing':
@@ -133,12 +147,33 @@ class SpecModule(nn.Module):
       )
       masks = _mask_arrays(self.spec, active.value)
 
+    present = {}
+    if self.spec.optional:
+      present = self.variable(
+        'arch',
+        'present',
+        lambda: {s[0]: jnp.bool_(True) for s in self.spec.optional},
+      ).value
+
     def call(node, *inputs):
       mask = masks.get(node.name)
       layer = layers.layer(node.op, node.name, self.conv)
       return _masked(node, layer(*inputs, train=train, mask=mask), mask)
 
-    return walk(self.spec, call, x)[self.spec.output]
+    def optional(nodes, value):
+      def made(module, value):
+        del module
+        for node in nodes:
+          value = call(node, value)
+        return value
+
+      if self.is_initializing():
+        return made(self, value)
+      # What is absent is not computed, unless members run side by side.
+      here = present[nodes[0].name]
+      return nn.cond(here, made, lambda module, value: value, self, value)
+
+    return walk(self.spec, call, x, optional=optional)[self.spec.output]
 
 
 class _NodeModule(nn.Module):
@@ -160,8 +195,13 @@ def caller(
 
   Outside a module, so that a node can be applied to any input, or twice.
   """
-  active = variables.get('arch', {}).get('active', {})
-  masks = _mask_arrays(spec, active)
+  arch = variables.get('arch', {})
+  masks = _mask_arrays(spec, arch.get('active', {}))
+  present = {
+    name: arch['present'][stretch[0]]
+    for stretch in spec.optional
+    for name in stretch
+  }
 
   def call(node: specs.Node, *inputs):
     mask = masks.get(node.name)
@@ -171,7 +211,10 @@ def caller(
       if node.name in tree
     }
     value = _NodeModule(node, conv).apply(held, *inputs, mask=mask)
-    return _masked(node, value, mask)
+    value = _masked(node, value, mask)
+    if node.name in present:
+      value = jnp.where(present[node.name], value, inputs[0])
+    return value
 
   return call
 
@@ -198,15 +241,44 @@ def _fresh(spec: specs.Spec, key: jax.Array) -> Variables:
 
 @functools.lru_cache(maxsize=8)
 def _initialiser(backend: str) -> Callable[[specs.Spec, jax.Array], Variables]:
-  # It runs once: on CPU compiling takes 2.9 s for six convolutions, 0.5 s so.
-  quick = {'xla_backend_optimization_level': 0} if backend == 'cpu' else None
-  return jax.jit(_fresh, static_argnums=0, compiler_options=quick)
+  del backend
+  # On CPU compiling takes 0.5 s for six convolutions, with optimizations 2.9 s.
+  return jax.jit(_fresh, static_argnums=0, compiler_options=programs.once())
 
 
 @functools.lru_cache(maxsize=1024)
 def shapes(spec: specs.Spec) -> Network:
   """The network of a spec as `jax.ShapeDtypeStruct`s; allocates nothing."""
-  return jax.eval_shape(lambda key: init(spec, key), jax.random.key(0))
+  variables: Variables = {}
+  for node in spec.nodes:
+    inputs = tuple(spec.shapes[source] for source in node.inputs)
+    for collection, held in _node_shapes(node.op, inputs).items():
+      variables.setdefault(collection, {})[node.name] = held
+  arch = {}
+  if spec.padded:
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    arch['active'] = dict.fromkeys(spec.padded, count)
+  if spec.optional:
+    here = jax.ShapeDtypeStruct((), jnp.bool_)
+    arch['present'] = {stretch[0]: here for stretch in spec.optional}
+  return Network(variables | ({'arch': arch} if arch else {}), spec)
+
+
+@functools.lru_cache(maxsize=4096)
+def _node_shapes(
+  op: specs.Op, inputs: tuple[specs.Shape, ...]
+) -> dict[str, Any]:
+  """The shapes of a node's variables, by collection.
+
+  By the node, of which a search meets few kinds: to trace the network of each
+  new spec takes 30 ms.
+  """
+  if op.kind == 'input':
+    return {}
+  xs = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in inputs]
+  module = _NodeModule(specs.Node('node', op), 'native')
+  found = jax.eval_shape(module.init, jax.random.key(0), *xs)
+  return {name: tree['node'] for name, tree in found.items() if 'node' in tree}
 
 
 def apply(net: Network, x: jax.Array, *, conv: str = 'auto') -> jax.Array:
@@ -238,11 +310,51 @@ def _active_sizes(net: Network) -> dict[str, int]:
 
 
 def active_spec(net: Network) -> specs.Spec:
-  """The spec without padding: every group at its number of active channels."""
-  if not net.spec.padded:
+  """The spec without padding: every group at its number of active channels.
+
+  Optional stretches are no longer optional, and those that are absent are gone.
+  """
+  if not net.spec.padded and not net.spec.optional:
     return net.spec
-  spec = groups.resized(net.spec, _active_sizes(net))
-  return specs.Spec(spec.nodes, spec.output)
+  spec = without(net.spec, absent(net))
+  known = groups.table(spec).groups
+  sizes = {g: n for g, n in _active_sizes(net).items() if g in known}
+  return groups.resized(spec, sizes)
+
+
+def absent(net: Network) -> tuple[str, ...]:
+  """The first nodes of the optional stretches that a network is without."""
+  present = net.variables.get('arch', {}).get('present', {})
+  return tuple(name for name, here in sorted(present.items()) if not here)
+
+
+def without(spec: specs.Spec, absent: Sequence[str]) -> specs.Spec:
+  """The spec without some of its optional stretches, and with the others.
+
+  Nothing of it is optional any more, and no group is said to be padded.
+
+  Args:
+    spec: the spec.
+    absent: the first nodes of the stretches that are left out.
+  """
+  gone = {
+    name: spec.by_name[stretch[0]].inputs[0]
+    for stretch in spec.optional
+    if stretch[0] in absent
+    for name in stretch
+  }
+
+  def kept(name: str) -> str:
+    while name in gone:
+      name = gone[name]
+    return name
+
+  nodes = tuple(
+    dataclasses.replace(node, inputs=tuple(map(kept, node.inputs)))
+    for node in spec.nodes
+    if node.name not in gone
+  )
+  return specs.Spec(nodes, kept(spec.output))
 
 
 def param_count(net: Network | specs.Spec) -> int:

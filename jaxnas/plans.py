@@ -69,8 +69,10 @@ def capacity(spec: Spec, padded: Spec) -> Morphism:
   """
   if spec == padded:
     return morphisms.identity()
-  sizes = groups.table(padded).groups
-  return morphisms.pad({name: sizes[name].size for name in padded.padded})
+  sizes, own = groups.table(padded).groups, groups.table(spec).groups
+  return morphisms.pad(
+    {name: sizes[name].size for name in padded.padded if name in own}
+  )
 
 
 class Batch(NamedTuple):
@@ -266,6 +268,8 @@ def _united(one: Spec, two: Spec) -> Spec | None:
   """The padded spec with room for both; None for what must stay apart."""
   if one.padded != two.padded or not one.padded:
     return None
+  if one.optional or two.optional:
+    return None  # Both sides of what may be absent have one width.
   if any(isinstance(node.op, Dropout) for node in one.nodes):
     return None
   sizes = [groups.table(spec).groups for spec in (one, two)]

@@ -57,6 +57,22 @@ def options(**more: Any) -> dict[str, Any] | None:
   return {n: v for n, v in (quick | more).items() if _has(n, v)}
 
 
+def once() -> dict[str, Any] | None:
+  """XLA's options for a program that runs once or twice; None for none.
+
+  On CPU it is not optimized: it compiles in 40 % of the time, and is 5 to 10
+  times slower.
+
+  Example:
+    >>> program = jax.jit(lambda x: x + 1, compiler_options=once())
+    >>> float(program(1.0))
+    2.0
+  """
+  if jax.default_backend() != 'cpu':
+    return None
+  return {'xla_backend_optimization_level': 0}
+
+
 @functools.cache
 def _has(option: str, value: Any) -> bool:
   """Whether this XLA has an option: later ones than JAX 0.11's lack some."""

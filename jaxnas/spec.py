@@ -403,7 +403,7 @@ class Flatten:
     return (math.prod(x),)
 
 
-_RESERVED = ('active', 'params')
+_RESERVED = ('active', 'params', 'present')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -440,6 +440,10 @@ class Spec:
     output: the name of the node whose value the network returns.
     padded: names of the channel groups stored at a capacity, with the number
       of active channels as data (`jaxnas.morphisms.pad`); sorted.
+    optional: stretches of nodes, each reading the one before, that a network
+      may do without, with which it does as data (`jaxnas.morphisms.embed`);
+      in the order of the network. A stretch that is absent hands on what it
+      reads, so it must leave the shape as it is.
 
   Raises:
     ValueError: for names used twice or unknown, a cycle, a missing or second
@@ -464,6 +468,7 @@ class Spec:
   nodes: tuple[Node, ...]
   output: str
   padded: tuple[str, ...] = ()
+  optional: tuple[tuple[str, ...], ...] = ()
 
   def __post_init__(self):
     if not isinstance(self.nodes, tuple):
@@ -494,6 +499,29 @@ class Spec:
         'remove them.'
       )
     self.shapes  # noqa: B018  Fails here, before anything is built.
+    for stretch in self.optional:
+      self._check_optional(stretch)
+
+  def _check_optional(self, stretch: tuple[str, ...]) -> None:
+    """Refuses what cannot be left out."""
+    nodes = [self.node(name, asker='optional') for name in stretch]
+    inner = zip(nodes, nodes[1:])
+    if (
+      not nodes
+      or any(len(node.inputs) != 1 for node in nodes)
+      or any(b.inputs != (a.name,) for a, b in inner)
+      or any(self.consumers[a] != (b,) for a, b in zip(stretch, stretch[1:]))
+    ):
+      raise ValueError(
+        f'optional: {stretch} is no chain of nodes of which each reads the one '
+        'before and nothing else does.'
+      )
+    before, after = self.shapes[nodes[0].inputs[0]], self.shapes[stretch[-1]]
+    if before != after:
+      raise ValueError(
+        f'optional: {stretch} reads {before} and makes {after}, so it cannot '
+        'be left out; both shapes must be the same.'
+      )
 
   def _reaching(self) -> list[str]:
     """Names of the nodes the output depends on; raises on a cycle."""

@@ -103,7 +103,8 @@ def fit_all(
 
   Args:
     keys: for each member, draws the order, augmentation and dropout.
-    nets: networks, of any architectures; what is padded comes back unpadded.
+    nets: networks, of any architectures; each comes back as it was stored,
+      padded or not.
     task: gives data, loss, preparation and augmentation.
     tx: the optimizer.
     epochs: passes over the training split; of the last, a fraction q is the
@@ -180,7 +181,8 @@ def fit_all(
     members = [begun(i, group) for i in group.members]
     trained = _run_epochs(shuffle, train, members, data, lengths, group, mesh)
     for i, (variables, state, losses) in zip(group.members, trained):
-      net, state = _end(network.Network(variables, group.spec), state)
+      net, state = network.Network(variables, group.spec), state
+      net, state = _stored(net, state, starts[i].spec)
       count = sum(lengths)
       fits[i] = Fit(net, state, losses, count, count * batch)
   return [fits[i] for i in range(len(nets))]
@@ -245,19 +247,22 @@ def _begin(key, net, state, tx, spec) -> tuple[Any, Any]:
 
 
 def _stored(net, state, spec) -> tuple[network.Network, Any]:
-  """The network and its state at the capacities of a padded spec."""
-  if net.spec != spec:
-    net, state = _end(net, state)
-  return morphisms.morph(
-    plans.capacity(net.spec, spec), net, theta=(), opt_state=state
-  )
+  """The network and its state as in a spec: padded or not, whole or not."""
+  if net.spec == spec:
+    return net, state
+  net, state = _end(net, state)
+  moves = [plans.capacity(net.spec, spec)] if spec.padded else []
+  moves += [morphisms.embed(spec)] if spec.optional else []
+  for move in moves:
+    net, state = morphisms.morph(move, net, theta=(), opt_state=state)
+  return net, state
 
 
 def _end(net, state) -> tuple[network.Network, Any]:
-  """The network and its state without padding."""
-  return morphisms.morph(
-    morphisms.uncapped(net), net, theta=(), opt_state=state
-  )
+  """The network and its state without padding and what is absent."""
+  for move in (morphisms.extract, morphisms.uncapped):
+    net, state = morphisms.morph(move(net), net, theta=(), opt_state=state)
+  return net, state
 
 
 def _run_epochs(shuffle, train, members, data, lengths, group, mesh):

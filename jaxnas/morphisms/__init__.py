@@ -11,6 +11,8 @@ from jaxnas.morphisms.blocks import label as label
 from jaxnas.morphisms.blocks import remove_block as remove_block
 from jaxnas.morphisms.depth import insert as insert
 from jaxnas.morphisms.depth import remove as remove
+from jaxnas.morphisms.embed import embed as embed
+from jaxnas.morphisms.embed import extract as extract
 from jaxnas.morphisms.kernel import grow_kernel as grow_kernel
 from jaxnas.morphisms.kernel import shrink_kernel as shrink_kernel
 from jaxnas.morphisms.outgoing import free_split as free_split

@@ -55,7 +55,13 @@ def refuse(move: Any, problem: str, remedy: str) -> ValueError:
 
 
 def unpadded(move: Any, spec: specs.Spec) -> None:
-  """Refuses specs with padded groups, on which only pad and crop act."""
+  """Refuses what is stored at a capacity, on which most moves do not act."""
+  if spec.optional:
+    raise refuse(
+      move,
+      f'the nodes {list(spec.optional)} are optional',
+      'extract the network first (jaxnas.morphisms.extract)',
+    )
   if spec.padded:
     raise refuse(
       move,

@@ -52,6 +52,7 @@ from jaxnas.stages.judge import judge as judge
 from jaxnas.stages.judge import learn as learn
 from jaxnas.stages.judge import measure as measure
 from jaxnas.stages.lessons import Lessons as Lessons
+from jaxnas.stages.lessons import annealed as annealed
 from jaxnas.stages.lessons import calibrate as calibrate
 from jaxnas.stages.lessons import finish as finish
 from jaxnas.stages.lessons import keep as keep

@@ -11,16 +11,14 @@ import optax
 
 from jaxnas import (
   combine,
-  groups,
-  morphisms,
   network,
-  plans,
   programs,
   training,
 )
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import base, blocks, width
+from jaxnas.stages.alike import alike
 from jaxnas.stages.bracket import Fitness, fittest, rolling
 from jaxnas.stages.fit import train
 from jaxnas.stages.judge import by_parent, measure
@@ -95,7 +93,7 @@ def lessons(
   def trained(epochs: float) -> Stage:
     learn = train(task, tx, epochs=epochs, batch=batch)
     noted = record(f'{split}_metric', epochs)
-    return alike(combine.chain(learn, look, noted))
+    return combine.chain(learn, look, noted)
 
   def lesson(epochs: Epochs) -> Stage:
     def update(key: Key, population: Population) -> Population:
@@ -117,66 +115,79 @@ def lessons(
         population = after._replace(members=tuple(members))
       return population
 
-    return combine.stage(update, 'lessons')
+    return alike(combine.stage(update, 'lessons'))
 
   return lesson
 
 
-def alike(inner: Stage, *, least: int = 16) -> Stage:
-  """Runs a stage on networks made as alike as they can be.
+def annealed(lesson: Lessons, rate: Callable[[float], float]) -> Lessons:
+  """Lessons at a learning rate that changes with every epoch.
 
-  Nodes get names by their place, and groups of channels a capacity of at least
-  `least`, so that networks which differ by names and a few channels share one
-  compiled program. Afterwards all is as it was. For small networks, which
-  compile a thousand times as long as they train.
+  The rate is data of the optimizer's state, so that no program is compiled for
+  it but the one that the lessons before were trained by.
 
   Args:
-    inner: a stage that leaves one candidate for each, of the same architecture.
-    least: channels that every group has room for.
+    lesson: lessons with an optimizer of `optax.inject_hyperparams` that has a
+      `learning_rate`.
+    rate: the learning rate by the part of the lesson that is done, in [0, 1),
+      such as `optax.cosine_decay_schedule(0.01, 1)`.
+
+  Returns:
+    `lesson(epochs) -> Stage`, for a number of epochs.
+
+  Raises:
+    ValueError: by the stage, for a member whose optimizer's state has no
+      learning rate, as that of one that was not trained yet.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task = tasks.digits()
+    >>> net = network.init(seeds.mlp(task.shape, (4,), 10), jax.random.key(0))
+    >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    >>> lesson = lessons(task, tx, batch=64)
+    >>> rate = optax.cosine_decay_schedule(0.1, 1)
+    >>> stage = combine.chain(lesson(1), annealed(lesson, rate)(2))
+    >>> start = Population((Candidate(net),))
+    >>> last, _ = stage.update(jax.random.key(1), start, stage.init(start))
+    >>> state = last.members[0].opt_state
+    >>> round(float(optax.tree.get(state, 'learning_rate')), 6)
+    0.05
   """
 
-  def update(key, population: Population, state):
-    dressed = [_dress(member, least) for member in population.members]
-    after, state = inner.update(
-      key, population._replace(members=tuple(dressed)), state
-    )
-    bare = [
-      _undress(member, was.net.spec)
-      for member, was in zip(after.members, population.members, strict=True)
+  def by_epoch(epochs: float) -> Stage:
+    parts = [
+      part
+      for number in range(math.ceil(epochs))
+      for part in (
+        _at_rate(float(rate(number / epochs))),
+        lesson(min(1.0, epochs - number)),
+      )
     ]
-    return after._replace(members=tuple(bare)), state
+    return alike(combine.chain(*parts, name='annealed'))
 
-  return Stage(inner.init, update, f'alike({inner.name})')
-
-
-def _numbered(spec: specs.Spec) -> dict[str, str]:
-  return {node.name: f'node{i}' for i, node in enumerate(spec.order)}
+  return by_epoch
 
 
-def _made(member: Candidate, move: morphisms.Morphism) -> Candidate:
-  """The candidate after a move that is no edit: the lineage does not tell."""
-  net, state = morphisms.morph(
-    move,
-    network.to_host(member.net),
-    theta=move.init(member.net, jax.random.key(0)),
-    opt_state=network.to_host(member.opt_state),
-  )
-  return member._replace(net=net, opt_state=state)
+def _at_rate(rate: float) -> Stage:
+  """Sets every member's learning rate."""
 
+  def one(member: Candidate) -> Candidate:
+    if optax.tree.get(member.opt_state, 'learning_rate') is None:
+      raise ValueError(
+        'annealed: an optimizer state has no learning rate to set; train '
+        'before, by an optimizer of optax.inject_hyperparams, such as '
+        'optax.inject_hyperparams(optax.adam)(learning_rate=0.01).'
+      )
+    state = optax.tree.set(member.opt_state, learning_rate=np.float32(rate))
+    return member._replace(opt_state=state)
 
-def _dress(member: Candidate, least: int) -> Candidate:
-  named = _made(member, morphisms.rename(_numbered(member.net.spec)))
-  room = {
-    g.name: max(least, plans.bucket(g.size))
-    for g in groups.growable(named.net.spec)
-  }
-  return _made(named, morphisms.pad(room)) if room else named
+  def update(key: Key, population: Population) -> Population:
+    del key
+    return population._replace(members=tuple(map(one, population.members)))
 
-
-def _undress(member: Candidate, spec: specs.Spec) -> Candidate:
-  tight = _made(member, morphisms.uncapped(member.net))
-  back = {new: old for old, new in _numbered(spec).items()}
-  return _made(tight, morphisms.rename(back))
+  return combine.stage(update, 'at_rate')
 
 
 def affordable(needs: Iterable[float], room: float) -> list[float]:
@@ -483,7 +494,7 @@ def calibrate(task: Task, *, examples: int = 128) -> Stage:
 def _moments(spec: specs.Spec):
   """The compiled statistics of every node's channels over examples."""
 
-  @programs.jit
+  @functools.partial(jax.jit, compiler_options=programs.once())
   def moments(variables, inputs):
     call = network.caller(spec, variables)
     values = network.walk(spec, call, inputs)

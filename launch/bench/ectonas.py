@@ -80,6 +80,13 @@ def start(task: Task, seed: int) -> network.Network:
   return network.to_host(network.init(spec, jax.random.key(seed)))
 
 
+def searching() -> optax.GradientTransformation:
+  """Adam whose rate is data, so that it can fall in the same program."""
+  others = ('b1', 'b2', 'eps', 'eps_root')
+  adam = optax.inject_hyperparams(optax.adam, static_args=others)
+  return adam(learning_rate=_RATE.value)
+
+
 def annealed(task: Task, epochs: float) -> optax.GradientTransformation:
   """Adam at a rate that falls to zero within so many epochs, by a cosine."""
   steps = int(epochs * stages.per_epoch(task, BATCH) / BATCH)
@@ -91,11 +98,8 @@ def search(
 ) -> Stage:
   """A generation of ECToNAS of few children, and the winner's training."""
   fitness = stages.relative(_ALPHA.value)
-
-  def last_lesson(epochs: float) -> Stage:
-    lesson = stages.lessons(task, annealed(task, epochs), batch=BATCH)
-    return chain(stages.inherit(), lesson(epochs))
-
+  falling = optax.cosine_decay_schedule(_RATE.value, 1)
+  last_lesson = stages.annealed(stages.lessons(task, tx, batch=BATCH), falling)
   return chain(
     tournament(task, tx, screen=stages.top(4, stages.rolling), **settings),
     stages.finish(last_lesson, fitness, task=task, batch=BATCH, budget=BUDGET),
@@ -164,7 +168,7 @@ def mean(arms: list[Arm], field: str) -> float:
 def main(argv: list[str]) -> None:
   del argv
   jax.config.update('jax_enable_compilation_cache', False)
-  task, tx = tasks.digits(shift=0), optax.adam(_RATE.value)
+  task, tx = tasks.digits(shift=0), searching()
   found, plain, steady, chance, whole, ranked = ([] for _ in range(6))
   judge = estimators.gauss_newton(steps=60)
   for seed in range(_SEEDS.value):

@@ -1,0 +1,232 @@
+"""Networks of one space stored alike, so that they share compiled programs."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+
+from jaxnas import groups, morphisms, network, plans
+from jaxnas import spec as specs
+from jaxnas.base import Candidate, Population, Stage
+
+
+class Room(NamedTuple):
+  """What every network has room for, so that more of them are stored alike.
+
+  Attributes:
+    channels: of every group.
+    images: convolutions between one pooling and the next.
+    vectors: hidden dense layers.
+  """
+
+  channels: int = 16
+  images: int = 2
+  vectors: int = 3
+
+
+def alike(inner: Stage, *, room: Room = Room()) -> Stage:
+  """Runs a stage on networks made as alike as they can be.
+
+  Nodes get names by their place, and groups of channels a capacity of at least
+  `room.channels`, so that networks which differ by names and a few channels
+  share one compiled program. So do chains of equal blocks that differ in their
+  number, if no group has more channels than that: there is room for so many
+  blocks, or two, four, ... more, between one pooling and the next and behind
+  the flattening, of which those that a network lacks are absent
+  (`jaxnas.morphisms.embed`). Afterwards all is as it was. For small networks,
+  which compile a thousand times as long as they train. One that is stored at a
+  capacity already is left as it is.
+
+  Args:
+    inner: a stage that leaves one candidate for each, of the same architecture.
+    room: what there is room for at least.
+  """
+
+  def update(key, population: Population, state):
+    worn = [_worn(member.net.spec, room) for member in population.members]
+    dressed = tuple(
+      functools.reduce(_made, clothes.moves, member)
+      for member, clothes in zip(population.members, worn)
+    )
+    after, state = inner.update(
+      key, population._replace(members=dressed), state
+    )
+    bare = tuple(
+      _bare(member, clothes)
+      for member, clothes in zip(after.members, worn, strict=True)
+    )
+    return after._replace(members=bare), state
+
+  return Stage(inner.init, update, f'alike({inner.name})')
+
+
+class _Clothes(NamedTuple):
+  """How a network is stored: names of its nodes there, and the moves."""
+
+  names: dict[str, str]
+  moves: tuple[morphisms.Morphism, ...]
+
+
+def _bare(member: Candidate, clothes: _Clothes) -> Candidate:
+  """The candidate as it was before it was dressed."""
+  if not clothes.moves:
+    return member
+  member = _made(member, morphisms.extract(member.net))
+  member = _made(member, morphisms.uncapped(member.net))
+  back = {new: old for old, new in clothes.names.items()}
+  return _made(member, morphisms.rename(back))
+
+
+def _made(member: Candidate, move: morphisms.Morphism) -> Candidate:
+  """The candidate after a move that is no edit: the lineage does not tell."""
+  net, state = morphisms.morph(
+    move,
+    network.to_host(member.net),
+    theta=move.init(member.net, jax.random.key(0)),
+    opt_state=network.to_host(member.opt_state),
+  )
+  return member._replace(net=net, opt_state=state)
+
+
+@functools.lru_cache(maxsize=1024)
+def _worn(spec: specs.Spec, room: Room) -> _Clothes:
+  """What a network of the spec wears."""
+  if spec.padded or spec.optional:
+    return _Clothes({}, ())
+  runs = _runs(spec)
+  small = all(g.size <= room.channels for g in groups.growable(spec))
+  if runs is not None and small:
+    names, into = _deepest(spec, runs, room)
+  else:
+    names = {node.name: f'node{i}' for i, node in enumerate(spec.order)}
+    into = None
+  moves = [morphisms.rename(names)]
+  free = groups.growable(morphisms.respec(moves[0], spec))
+  if free:
+    moves.append(
+      morphisms.pad(
+        {g.name: max(room.channels, plans.bucket(g.size)) for g in free}
+      )
+    )
+  if into is not None and into.optional:
+    moves.append(morphisms.embed(into))
+  return _Clothes(names, tuple(moves))
+
+
+_Block = tuple[specs.Node, ...]
+
+
+class _Run(NamedTuple):
+  """Blocks one behind the other, and the node behind them, if there is one.
+
+  A block is a linear layer with the operations on its channels that follow.
+  """
+
+  blocks: tuple[_Block, ...]
+  end: specs.Node | None
+
+
+def _runs(spec: specs.Spec) -> tuple[_Run, ...] | None:
+  """A network as runs of equal blocks; None if it is none.
+
+  The last run ends with the block of the output, which may be another.
+  """
+  runs, blocks = [], []
+  source, *nodes = spec.order
+  before = source.name
+  for node in nodes:
+    if node.inputs != (before,) or isinstance(node.op, specs.Dropout):
+      return None
+    keeps = spec.shapes[node.name] == spec.shapes[before]
+    before = node.name
+    if node.op.kind == 'mixing':
+      blocks.append((node,))
+    elif node.op.kind == 'channelwise' and keeps and blocks:
+      blocks[-1] = (*blocks[-1], node)
+    elif node.op.kind in ('channelwise', 'flatten') and not keeps:
+      runs.append(_Run(tuple(blocks), node))
+      blocks = []
+    else:
+      return None
+  if not blocks:
+    return None
+  runs.append(_Run(tuple(blocks), None))
+  hidden = [
+    (len(spec.shapes[block[0].name]), _pattern(block))
+    for run in runs
+    for block in (run.blocks[:-1] if run.end is None else run.blocks)
+  ]
+  alike_ = len(dict(hidden)) == len(set(hidden))
+  still = all(
+    spec.shapes[b[0].name][:-1] == spec.shapes[b[0].inputs[0]][:-1]
+    for run in runs
+    for b in run.blocks
+  )
+  return tuple(runs) if alike_ and still else None
+
+
+def _pattern(block: _Block) -> tuple[specs.Op, ...]:
+  """The operations of a block, whatever its width."""
+  return _at(tuple(node.op for node in block), 1)
+
+
+def _at(ops: tuple[specs.Op, ...], features: int) -> tuple[specs.Op, ...]:
+  return (dataclasses.replace(ops[0], features=features), *ops[1:])
+
+
+def _deepest(
+  spec: specs.Spec, runs: tuple[_Run, ...], room: Room
+) -> tuple[dict[str, str], specs.Spec]:
+  """The spec in which there is room, and where in it the nodes are."""
+  patterns = {
+    len(spec.shapes[block[0].name]): _at(_pattern(block), room.channels)
+    for run in runs
+    for block in (run.blocks[:-1] if run.end is None else run.blocks)
+  }
+  source = spec.order[0]
+  nodes = [specs.Node('start', source.op)]
+  names, optional = {source.name: 'start'}, []
+  width = spec.shapes[source.name][-1]
+
+  def add(name: str, op: specs.Op) -> str:
+    nodes.append(specs.Node(name, op, (nodes[-1].name,)))
+    return name
+
+  dims = len(spec.shapes[source.name])
+  for i, run in enumerate(runs):
+    own = run.blocks[:-1] if run.end is None else run.blocks
+    ops = patterns.get(dims, ())
+    # The first block of what is not as wide as blocks are must be there.
+    first = width != room.channels
+    slots = (
+      0 if not ops or (first and not own) else _slots(len(own), dims, room)
+    )
+    for k in range(slots):
+      stretch = [add(f'run{i}_slot{k}_{j}', op) for j, op in enumerate(ops)]
+      if k < len(own):
+        names.update(zip([node.name for node in own[k]], stretch))
+      if k > 0 or not first:
+        optional.append(tuple(stretch))
+    if run.end is None:
+      for j, node in enumerate(run.blocks[-1]):
+        names[node.name] = add(f'out_{j}', node.op)
+    else:
+      names[run.end.name] = add(f'end{i}', run.end.op)
+      dims = len(spec.shapes[run.end.name])
+      if slots:
+        width = room.channels
+      if run.end.op.kind == 'flatten':
+        width = 0  # As many as there are positions and channels.
+  into = specs.Spec(tuple(nodes), nodes[-1].name)
+  padded = sorted(group.name for group in groups.growable(into))
+  into = dataclasses.replace(
+    into, padded=tuple(padded), optional=tuple(optional)
+  )
+  return names, into
+
+
+def _slots(blocks: int, dims: int, room: Room) -> int:
+  """For how many blocks there is room where there are so many."""
+  least = room.images if dims == 3 else room.vectors
+  return max(blocks + (blocks - least) % 2, least)
