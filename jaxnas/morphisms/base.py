@@ -7,6 +7,7 @@ it runs on the host and compiles nothing.
 
 import dataclasses
 import functools
+import math
 from typing import Any, Protocol
 
 import jax
@@ -248,9 +249,9 @@ def carry_state(move: Morphism, spec: specs.Spec, opt_state: Any) -> Any:
 
   Momentum, Adam and its relatives, RMSProp, AdaGrad, Lion and accumulated
   gradients follow the move, also inside `optax.masked`, `multi_transform` and
-  `inject_hyperparams`; counts and hyper-parameters stay. Adamax keeps a norm
-  where Adam keeps squares and cannot be told from it: its `nu` is carried as
-  squares.
+  `inject_hyperparams`, and as the single vectors that `optax.flatten` makes of
+  them; counts and hyper-parameters stay. Adamax keeps a norm where Adam keeps
+  squares and cannot be told from it: its `nu` is carried as squares.
 
   Args:
     move: the move.
@@ -265,8 +266,12 @@ def carry_state(move: Morphism, spec: specs.Spec, opt_state: Any) -> Any:
       known, or whose leaves have other shapes (factored moments).
   """
   params = network.shapes(spec).variables.get('params', {})
+  size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
   def carried(part: Any, owner: str, field: str) -> Any:
+    if (owner, field) in _POWERS and np.shape(part) == (size,):
+      power = _POWERS[owner, field]
+      return _flat(carry(move, spec, _unflat(part, params), power))
     if isinstance(part, dict) and part and set(part) == set(params):
       power = _POWERS.get((owner, field))
       if power is None or not _fits(part, params):
@@ -289,6 +294,24 @@ def carry_state(move: Morphism, spec: specs.Spec, opt_state: Any) -> Any:
     return part
 
   return carried(opt_state, '', '')
+
+
+def _flat(tree: Tree) -> Any:
+  """All numbers of a tree as one vector, in the order of `optax.flatten`."""
+  leaves = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree)]
+  host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+  return (np if host else jnp).concatenate(leaves)
+
+
+def _unflat(vector: Any, like: Tree) -> Tree:
+  """The tree, of shapes `like`, whose numbers a vector has."""
+  leaves, structure = jax.tree.flatten(like)
+  stops = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
+  parts = (
+    vector[stop - math.prod(leaf.shape) : stop].reshape(leaf.shape)
+    for leaf, stop in zip(leaves, stops)
+  )
+  return jax.tree.unflatten(structure, parts)
 
 
 def _fits(tree: Tree, params: Tree) -> bool:
