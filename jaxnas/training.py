@@ -155,7 +155,6 @@ def fit_all(
   if not lengths:
     return [Fit(net, state, (), 0, 0) for net, state in zip(starts, states)]
   fits: dict[int, Fit] = {}
-  data = meshes.replicate(task.train, mesh)
   planned = _groups(
     *(plan, starts, mesh, batch), passes=3 * sum(lengths) * batch
   )
@@ -163,18 +162,14 @@ def fit_all(
   def begun(i, group):
     return _begin(keys[i], starts[i], states[i], tx, group.spec)
 
-  def call(group):
-    carry, (raw, fresh) = begun(group.members[0], group)
-    train = _epoch(
-      *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
-      *(_impl(keys, group), packing.layout(carry), group.over, mesh),
+  calls = (
+    _training(
+      group, begun(group.members[0], group), keys, task, tx, batch, mesh
     )
-    rows = jax.ShapeDtypeStruct((steps, batch), np.int32)
-    member = packing.pack(carry), (rows, raw, fresh)
-    shapes = plans.shapes(member, group, mesh)
-    return train, (*shapes, data, np.int32(0), np.int32(0))
-
-  for group, train in zip(planned, programs.ahead(map(call, planned))):
+    for group in planned
+  )
+  data = meshes.replicate(task.train, mesh)
+  for group, train in zip(planned, programs.ahead(calls)):
     shuffle = _shuffle(
       *(_impl(keys, group), len(task.train.targets), batch, group.over, mesh)
     )
@@ -186,6 +181,84 @@ def fit_all(
       count = sum(lengths)
       fits[i] = Fit(net, state, losses, count, count * batch)
   return [fits[i] for i in range(len(nets))]
+
+
+def _training(group, begun, keys, task, tx, batch, mesh):
+  """The program that trains members, and arguments like those it will have."""
+  carry, (raw, fresh) = begun
+  train = _epoch(
+    *(group.spec, tx, task.loss, task.prepare, task.augment, batch),
+    *(_impl(keys, group), packing.layout(carry), group.over, mesh),
+  )
+  steps = len(task.train.targets) // batch
+  rows = jax.ShapeDtypeStruct((steps, batch), np.int32)
+  member = packing.pack(carry), (rows, raw, fresh)
+  shapes = plans.shapes(member, group, mesh)
+  data = meshes.replicate(task.train, mesh)
+  return train, (*shapes, data, np.int32(0), np.int32(0))
+
+
+def prepare(
+  nets: Sequence[network.Network],
+  task: Task,
+  tx: optax.GradientTransformation,
+  *,
+  batch: int,
+  epochs: float = 1,
+  plan: plans.Plan | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> None:
+  """Compiles what will train and measure networks, before it is needed.
+
+  As many programs are compiled at a time as there are cores; `fit_all` and
+  `evaluate_all` compile those of a call only, and one after the other.
+
+  Args:
+    nets: one of each architecture to come; their weights do not matter.
+    task: as of `fit_all`, as are `tx`, `batch`, `epochs`, `plan` and `mesh`.
+
+  Example:
+    >>> import jax, optax
+    >>> from jaxnas import count_compilations, tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task, tx = tasks.digits(), optax.sgd(0.1)
+    >>> spec = seeds.mlp(task.shape, (5,), 10)
+    >>> net = network.init(spec, jax.random.key(0))
+    >>> prepare([net], task, tx, batch=128)
+    >>> with count_compilations() as compiled:
+    ...   net = fit(jax.random.key(0), net, task, tx, epochs=1, batch=128).net
+    ...   _ = evaluate(net, task, task.valid)
+    >>> len(compiled)
+    0
+  """
+  mesh = meshes.current() if mesh is None else mesh
+  batch = min(batch, len(task.train.targets))
+  count = len(nets)
+  _check_counts(count, count, count, epochs, batch, mesh)
+  starts = [network.to_host(net) for net in nets]
+  key = jax.random.key(0)
+  keys = [key] * count
+  passes = 3 * round(epochs * len(task.train.targets))
+  trained = _groups(plan, starts, mesh, batch, passes)
+  room, most = _measuring_batch(task, task.valid, _MEASURED, mesh)
+  measured = _groups(plan, starts, mesh, room, len(task.valid.targets))
+  part = next(_parts(task.valid, most))
+
+  def calls():
+    for group in trained:
+      begun = _begin(key, starts[group.members[0]], None, tx, group.spec)
+      yield _training(group, begun, keys, task, tx, batch, mesh)
+      impl = _impl(keys, group)
+      examples = len(task.train.targets)
+      shuffle = _shuffle(impl, examples, batch, group.over, mesh)
+      raw = np.asarray(jax.random.key_data(key))
+      _, raw, counts = plans.shapes(((), raw), group, mesh)
+      yield shuffle, (raw, counts, np.int32(0))
+    for group in measured:
+      yield _measuring(group, starts[group.members[0]], task, room, part, mesh)
+
+  for _ in programs.ahead(calls()):
+    pass
 
 
 def _impl(keys, group) -> str:
@@ -479,6 +552,10 @@ def _epoch(spec, tx, loss, prepare, augment, batch, impl, layout, over, mesh):
   return epoch
 
 
+# Examples that are measured at a time.
+_MEASURED = 256
+
+
 class Measured(NamedTuple):
   """Mean loss (nats) and metric over a split, in evaluation mode."""
 
@@ -488,7 +565,7 @@ class Measured(NamedTuple):
 
 
 def evaluate(
-  net: network.Network, task: Task, data: Data, *, batch: int = 256
+  net: network.Network, task: Task, data: Data, *, batch: int = _MEASURED
 ) -> Measured:
   """Measures a network on every example of a split.
 
@@ -513,7 +590,7 @@ def evaluate_all(
   task: Task,
   data: Data,
   *,
-  batch: int = 256,
+  batch: int = _MEASURED,
   plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[Measured]:
@@ -546,38 +623,48 @@ def evaluate_all(
     2
   """
   mesh = meshes.current() if mesh is None else mesh
-  splits = (task.train, task.valid, task.test, data)
-  most = max(len(split.targets) for split in splits)
-  batch = min(batch, most)
-  batch += -batch % mesh.shape[meshes.DATA]
-  room = batch * min(-(-most // batch), _BATCHES)
+  batch, room = _measuring_batch(task, data, batch, mesh)
   parts = list(_parts(data, room))
   starts = [network.to_host(net) for net in nets]
   count = len(data.targets)
   found: dict[int, Measured] = {}
   planned = _groups(plan, starts, mesh, batch, passes=count)
-
-  def padded(i, group):
-    return _stored(starts[i], None, group.spec)[0].variables
-
-  def call(group):
-    variables = padded(group.members[0], group)
-    measure = _measure(
-      *(group.spec, task.loss, task.metric, task.prepare, batch),
-      *(packing.layout(variables), group.over, mesh),
-    )
-    shapes = plans.shapes((packing.pack(variables),), group, mesh)
-    return measure, (*shapes, *parts[0])
-
-  for group, measure in zip(planned, programs.ahead(map(call, planned))):
+  calls = (
+    _measuring(group, starts[group.members[0]], task, batch, parts[0], mesh)
+    for group in planned
+  )
+  for group, measure in zip(planned, programs.ahead(calls)):
     where, counts = plans.places(group, mesh)
-    members = [packing.pack(padded(i, group)) for i in group.members]
+    members = [
+      packing.pack(_stored(starts[i], None, group.spec)[0].variables)
+      for i in group.members
+    ]
     packed, counts = meshes.spread((plans.stack(members, where), counts), mesh)
     sums = [measure(packed, counts, *part) for part in parts]
     total = np.sum(meshes.fetch(sums), axis=0, dtype=float)
     for i, place in zip(group.members, plans.firsts(where)):
       found[i] = Measured(*map(float, total[place] / count), count)
   return [found[i] for i in range(len(nets))]
+
+
+def _measuring_batch(task, data, batch, mesh) -> tuple[int, int]:
+  """Examples at a time, and how many of them a program is given."""
+  splits = (task.train, task.valid, task.test, data)
+  most = max(len(split.targets) for split in splits)
+  batch = min(batch, most)
+  batch += -batch % mesh.shape[meshes.DATA]
+  return batch, batch * min(-(-most // batch), _BATCHES)
+
+
+def _measuring(group, net, task, batch, part, mesh):
+  """The program that measures members, and arguments as it will have."""
+  variables = _stored(net, None, group.spec)[0].variables
+  measure = _measure(
+    *(group.spec, task.loss, task.metric, task.prepare, batch),
+    *(packing.layout(variables), group.over, mesh),
+  )
+  shapes = plans.shapes((packing.pack(variables),), group, mesh)
+  return measure, (*shapes, *part)
 
 
 def _parts(data: Data, room: int):

@@ -60,6 +60,7 @@ from jaxnas.stages.lessons import lessons as lessons
 from jaxnas.stages.lessons import note_parents as note_parents
 from jaxnas.stages.lessons import or_parents as or_parents
 from jaxnas.stages.lessons import per_epoch as per_epoch
+from jaxnas.stages.lessons import prepare as prepare
 from jaxnas.stages.lessons import record as record
 from jaxnas.stages.lessons import rehearsals as rehearsals
 from jaxnas.stages.lessons import retrained as retrained

@@ -20,7 +20,7 @@ from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import base, blocks, width
 from jaxnas.stages.alike import alike
 from jaxnas.stages.bracket import Fitness, fittest, rolling
-from jaxnas.stages.fit import train
+from jaxnas.stages.fit import realise, train
 from jaxnas.stages.judge import by_parent, measure
 from jaxnas.stages.propose import refuse_pending
 
@@ -118,6 +118,60 @@ def lessons(
     return alike(combine.stage(update, 'lessons'))
 
   return lesson
+
+
+def prepare(
+  task: Task,
+  tx: optax.GradientTransformation,
+  *,
+  batch: int,
+  propose: Stage | None = None,
+) -> Stage:
+  """Compiles what lessons of members and of their children will need.
+
+  As many programs at a time as there are cores, and before the first is needed;
+  where a search compiles for longer than it trains, it ends sooner by as much.
+  Nothing changes in the population, and nothing is spent.
+
+  Args:
+    task: as of `lessons`, as are `tx` and `batch`.
+    propose: a stage that makes of parents children with pending moves, such as
+      `stages.expand(stages.edits())`, to compile for these too; None for the
+      members alone.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import count_compilations, tasks
+    >>> from jaxnas.spaces import seeds
+    >>> task, tx = tasks.digits(), optax.adam(1e-2)
+    >>> net = network.init(seeds.mlp(task.shape, (4,), 10), jax.random.key(0))
+    >>> start = Population((Candidate(net),))
+    >>> ready = combine.chain(prepare(task, tx, batch=64), note_parents())
+    >>> start, _ = ready.update(jax.random.key(1), start, ready.init(start))
+    >>> stage = lessons(task, tx, batch=64)(1)
+    >>> with count_compilations() as compiled:
+    ...   last, _ = stage.update(jax.random.key(2), start, stage.init(start))
+    >>> last.spent.examples, len(compiled)
+    (1152, 0)
+  """
+
+  def compile_(population: Population) -> None:
+    nets = {member.net.spec: member.net for member in population.members}
+    training.prepare(list(nets.values()), task, tx, batch=batch)
+
+  look = alike(combine.observe(compile_))
+
+  def update(key: Key, population: Population) -> Population:
+    children = population
+    if propose is not None:
+      made = combine.chain(propose, realise())
+      children, _ = made.update(key, population, made.init(population))
+    members = (*population.members, *children.members)
+    everyone = population._replace(members=members)
+    look.update(key, everyone, look.init(everyone))
+    return population
+
+  return combine.stage(update, 'prepare')
 
 
 def annealed(lesson: Lessons, rate: Callable[[float], float]) -> Lessons:

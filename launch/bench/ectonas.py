@@ -104,6 +104,7 @@ def search(
   falling = optax.cosine_decay_schedule(_RATE.value, 1)
   last_lesson = stages.annealed(stages.lessons(task, tx, batch=BATCH), falling)
   return chain(
+    stages.prepare(task, tx, batch=BATCH, propose=every(task)),
     tournament(task, tx, screen=stages.top(4, stages.rolling), **settings),
     stages.finish(last_lesson, fitness, task=task, batch=BATCH, budget=BUDGET),
   )
@@ -113,14 +114,18 @@ def tournament(
   task: Task, tx: optax.GradientTransformation, **settings: Any
 ) -> Stage:
   """A generation of ECToNAS with the settings of the official run."""
-  every = chain(stages.expand(stages.edits()), stages.calibrate(task))
   return algorithms.ectonas(
     stages.lessons(task, tx, batch=BATCH, budget=BUDGET),
     alpha=_ALPHA.value,
     warmup=8,
     epochs=1,
-    **{'propose': every, **settings},
+    **{'propose': every(task), **settings},
   )
+
+
+def every(task: Task) -> Stage:
+  """All edits as children, calibrated."""
+  return chain(stages.expand(stages.edits()), stages.calibrate(task))
 
 
 def searched(task: Task, seed: int, stage: Stage) -> Arm:

@@ -1,0 +1,364 @@
+"""Depth as data: networks stored within deeper ones compute what they did."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxnas import (
+  Candidate,
+  Population,
+  combine,
+  count_compilations,
+  forms,
+  morphisms,
+  network,
+  plans,
+  stages,
+  tasks,
+  testing,
+  training,
+)
+from jaxnas import spec as specs
+from jaxnas.morphisms.embed import Extract
+from jaxnas.spaces import seeds
+from jaxnas.stages.alike import Room, alike
+
+from . import strategies
+
+CLASSES = 3
+
+
+def blocks(convs, hidden, *, shape=(4, 4, 2), widths=(2, 3), pool='max'):
+  """Runs of convolutions with a pooling between, and hidden dense layers."""
+  nodes, before = [specs.Node('image', specs.Input(shape))], 'image'
+
+  def add(name, op):
+    nonlocal before
+    nodes.append(specs.Node(name, op, (before,)))
+    before = name
+
+  for i, count in enumerate(convs):
+    for j in range(count):
+      add(f'c{i}_{j}', specs.Conv(widths[j % len(widths)]))
+      add(f'n{i}_{j}', specs.BatchNorm())
+      add(f'r{i}_{j}', specs.Activation('relu'))
+    if i < len(convs) - 1:
+      add(f'p{i}', specs.Pool(pool, (2, 2), (2, 2)))
+  add('flat', specs.Flatten())
+  for j in range(hidden):
+    add(f'd{j}', specs.Dense(widths[j % len(widths)] + 1))
+    add(f'a{j}', specs.Activation('tanh'))
+  add('out', specs.Dense(CLASSES))
+  return specs.Spec(tuple(nodes), 'out')
+
+
+SPECS = st.builds(
+  blocks,
+  st.lists(st.integers(0, 3), min_size=1, max_size=2).filter(lambda c: c[0]),
+  st.integers(0, 3),
+)
+
+
+def dressed(nets, room=Room(channels=4)):
+  """Networks as `alike` stores them."""
+  seen = []
+
+  def look(population):
+    seen.extend(member.net for member in population.members)
+
+  start = Population(tuple(map(Candidate, nets)))
+  alike(combine.observe(look), room=room).update(None, start, ())
+  return seen
+
+
+def inputs(spec, count=5, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(count, *spec.shapes[spec.input]))
+
+
+def assert_close(one, two, tolerance=1e-9):
+  jax.tree.map(
+    functools.partial(
+      np.testing.assert_allclose, rtol=tolerance, atol=tolerance
+    ),
+    one,
+    two,
+  )
+
+
+def assert_equal(one, two):
+  assert jax.tree.structure(one) == jax.tree.structure(two)
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@given(SPECS)
+@settings(max_examples=15, deadline=None)
+def test_a_network_within_a_deeper_one_computes_what_it_did(spec):
+  with jax.enable_x64(True):
+    net = strategies.random_network(spec)
+    (held,) = dressed([net])
+    x = inputs(spec)
+    expected = network.apply(net, x)
+    assert_close(network.apply(held, x), expected)
+    # Node by node, as estimators walk.
+    values = network.walk(
+      held.spec, network.caller(held.spec, held.variables), x
+    )
+    assert_close(values[held.spec.output], expected)
+    assert network.active_spec(held).shapes == {
+      new: spec.shapes[old] for old, new in names(spec, held.spec).items()
+    }
+    for count in (network.param_count, network.flops):
+      assert count(held) == count(net)
+
+
+def names(spec, into):
+  """Where in the deeper spec the nodes are: both are chains."""
+  left = [
+    node.name for node in network.without(into, absent_of(spec, into)).order
+  ]
+  return dict(zip([node.name for node in spec.order], left, strict=True))
+
+
+def absent_of(spec, into):
+  """The stretches that are not among the first of each run."""
+  net = network.to_host(network.init(spec, jax.random.key(0)))
+  return network.absent(dressed([net])[0])
+
+
+def test_it_must_be_known_what_is_absent():
+  """The control: with all of the deeper network it is another function."""
+  net = strategies.random_network(blocks((1, 1), 1))
+  (held,) = dressed([net])
+  assert network.absent(held)
+  arch = held.variables['arch']
+  here = {name: np.bool_(True) for name in arch['present']}
+  variables = {**held.variables, 'arch': {**arch, 'present': here}}
+  whole = network.Network(variables, held.spec)
+  x = inputs(net.spec)
+  difference = network.apply(whole, x) - network.apply(net, x)
+  assert float(jnp.abs(difference).max()) > 1e-2
+
+
+def own_task(spec, count=24):
+  rng = np.random.default_rng(1)
+  shape = spec.shapes[spec.input]
+
+  def split(n):
+    images = rng.normal(size=(n, *shape)).astype(np.float32)
+    return images, rng.integers(0, CLASSES, n)
+
+  return tasks.from_arrays(
+    train=split(count), valid=split(9), test=split(8), classes=CLASSES
+  )
+
+
+OPTIMIZERS = {
+  'adam': optax.adam(1e-2),
+  'flattened': optax.flatten(optax.adam(1e-2)),
+  'momentum': optax.sgd(0.05, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize('form', [forms.in_turn, forms.at_once])
+@pytest.mark.parametrize('optimizer', sorted(OPTIMIZERS))
+def test_it_trains_as_it_would_alone(x64, optimizer, form):
+  """Weights, statistics, moments and losses, over two fits."""
+  del x64
+  tx, spec = OPTIMIZERS[optimizer], blocks((2, 1), 1)
+  task = own_task(spec)
+  net = strategies.random_network(spec)
+  (held,) = dressed([net])
+
+  def plan(given, **_):
+    return [plans.Batch((0,), given[0], form, 1)]
+
+  ends = []
+  for start in (net, held):
+    state, losses = None, ()
+    for i in range(2):
+      (fitted,) = training.fit_all(
+        *([jax.random.key(i)], [start], task, tx),
+        epochs=2,
+        batch=8,
+        opt_states=[state],
+        plan=plan,
+      )
+      assert fitted.net.spec == start.spec
+      start, state = fitted.net, fitted.opt_state
+      losses += fitted.losses
+    measured = training.evaluate(start, task, task.valid)
+    for move in (morphisms.extract, morphisms.uncapped):
+      start, state = morphisms.morph(move(start), start, opt_state=state)
+    ends.append((start, state, losses, measured))
+  back = {new: old for old, new in names(spec, held.spec).items()}
+  renamed = morphisms.morph(
+    morphisms.rename(back), ends[1][0], opt_state=ends[1][1]
+  )
+  assert renamed[0].spec == spec
+  assert_close((*renamed, *ends[1][2:]), ends[0])
+
+
+@given(SPECS)
+@settings(max_examples=10, deadline=None)
+def test_extract_undoes_embed(spec):
+  net = strategies.random_network(spec)
+  state = optax.adam(1.0).init(net.variables['params'])
+  start = Population((Candidate(net, opt_state=network.to_host(state)),))
+  same = alike(combine.observe(lambda population: None), room=Room(4))
+  last, _ = same.update(None, start, ())
+  assert_equal(last.members[0].net, net)
+  assert_equal(last.members[0].opt_state, start.members[0].opt_state)
+
+
+def test_moves_between_depths_are_lawful():
+  spec = blocks((1, 1), 1)
+  net = strategies.random_network(spec)
+  (held,) = dressed([net])
+  out = morphisms.extract(held)
+  testing.check_morphism(out, held)
+  within = network.to_host(out(held, ()))
+  testing.check_morphism(morphisms.embed(held.spec), within)
+
+
+def test_a_depth_inside_its_room_is_one_structure():
+  depths = [(1, 1), (2, 1), (1, 2), (2, 2)]
+  nets = [
+    strategies.random_network(blocks(convs, hidden))
+    for convs in depths
+    for hidden in (1, 2, 3)
+  ]
+  assert len({net.spec for net in dressed(nets)}) == 1
+  assert len({net.spec for net in dressed(nets, Room(4, 0, 0))}) == len(nets)
+  # More than there is room for, and other networks than chains of one block.
+  deeper, wider = blocks((3, 1), 1), blocks((1, 1), 1, widths=(5,))
+  other = blocks((1, 1), 1, pool='mean')
+  found = dressed(list(map(strategies.random_network, (deeper, wider, other))))
+  assert len({nets[0].spec, *(net.spec for net in found)}) == 4
+  assert not found[1].spec.optional
+
+
+def test_what_is_absent_is_not_computed():
+  """In turn, on one device: the branch is a `cond`, not a `select`."""
+  (held,) = dressed([strategies.random_network(blocks((1, 1), 1))])
+  traced = jax.make_jaxpr(held.spec.module().apply)(
+    held.variables, jnp.zeros((1, 4, 4, 2))
+  )
+  conds = [e for e in traced.eqns if e.primitive.name == 'cond']
+  assert len(conds) == len(held.spec.optional) > 1
+
+
+def optional_mlp():
+  deep = seeds.mlp((4,), (8, 8), 3)
+  return dataclasses.replace(deep, optional=(('dense2', 'act2'),))
+
+
+def test_specs_with_optional_nodes_are_json():
+  spec = optional_mlp()
+  assert specs.from_json(specs.to_json(spec)) == spec
+
+
+def raises(message):
+  return pytest.raises(ValueError, match=message)
+
+
+def test_what_cannot_be_left_out_is_refused():
+  spec = seeds.mlp((4,), (8, 8), 3)
+  replaced = functools.partial(dataclasses.replace, spec)
+  with raises(r'reads \(4,\) and makes \(8,\), so it cannot be left out'):
+    replaced(optional=(('dense1', 'act1'),))
+  with raises('no chain of nodes'):
+    replaced(optional=(('act2', 'dense2'),))
+  with raises('no chain of nodes'):
+    replaced(optional=((),))
+  with raises("optional: there is no node 'dense9'"):
+    replaced(optional=(('dense9',),))
+
+
+def test_moves_refuse_what_is_not_theirs():
+  into = optional_mlp()
+  held = network.to_host(network.init(into, jax.random.key(0)))
+  with raises('optional.*extract the network first'):
+    morphisms.widen({'dense1': 9}).init(held, jax.random.key(0))
+  other = strategies.random_network(seeds.mlp((4,), (7,), 3))
+  with raises('rename and pad the network'):
+    morphisms.embed(into)(other, ())
+  with raises('has optional nodes already'):
+    morphisms.embed(into)(held, ())
+  with raises('are present; take away exactly those that are absent'):
+    Extract(('dense2',))(held, ())
+  with raises("no optional stretches begin with \\['act1'\\]"):
+    Extract(('act1',))(held, ())
+
+
+@given(strategies.specs_of_all_ops())
+@settings(max_examples=25, deadline=None)
+def test_shapes_by_node_are_those_of_the_module(spec):
+  expected = jax.eval_shape(
+    lambda key: network.init(spec, key), jax.random.key(0)
+  )
+  found = network.shapes(spec)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  assert jax.tree.leaves(found) == jax.tree.leaves(expected)
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_shapes_of_what_is_stored_are_those_of_the_module(padded):
+  (held,) = dressed([strategies.random_network(blocks((1, 1), 1))])
+  spec = held.spec if padded else optional_mlp()
+  expected = jax.eval_shape(
+    lambda key: network.init(spec, key), jax.random.key(0)
+  )
+  found = network.shapes(spec)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  assert jax.tree.leaves(found) == jax.tree.leaves(expected)
+
+
+# A learning rate that falls.
+
+
+def test_annealed_lessons_fall_in_the_program_of_those_before():
+  spec = blocks((1,), 1)
+  task = own_task(spec)
+  tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+  lesson = stages.lessons(task, tx, batch=8)
+  rates = []
+
+  def rate(done):
+    rates.append(done)
+    return 0.1 * (1 - done)
+
+  start = Population((Candidate(strategies.random_network(spec)),))
+  warm, _ = lesson(1).update(jax.random.key(0), start, lesson(1).init(start))
+  falling = stages.annealed(lesson, rate)(2.5)
+  assert rates == [0, 0.4, 0.8]
+  with count_compilations() as compiled:
+    last, _ = falling.update(jax.random.key(1), warm, falling.init(warm))
+  assert not compiled
+  (member,) = last.members
+  found = optax.tree.get(member.opt_state, 'learning_rate')
+  assert float(found) == pytest.approx(0.02)
+  assert member.metrics['epochs'] == 3.5
+  still = stages.annealed(lesson, lambda done: 0.0)(2)
+  same, _ = still.update(jax.random.key(1), warm, still.init(warm))
+  assert_equal(
+    same.members[0].net.variables['params'],
+    warm.members[0].net.variables['params'],
+  )
+
+
+def test_annealed_lessons_need_a_rate_to_set():
+  spec = blocks((1,), 1)
+  task = own_task(spec)
+  start = Population((Candidate(strategies.random_network(spec)),))
+  lesson = stages.lessons(task, optax.sgd(0.1), batch=8)
+  stage = stages.annealed(lesson, lambda done: 0.1)(1)
+  with raises('optax.inject_hyperparams'):
+    stage.update(jax.random.key(0), start, stage.init(start))
