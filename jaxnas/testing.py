@@ -53,8 +53,9 @@ def randomized(
   """
   rng = base.rng(jax.random.key(0) if key is None else key)
   net = _host(net)
-  active = net.variables.get('arch', {}).get('active', {})
-  tight = morphisms.uncapped(net)(net, ())
+  tight = morphisms.extract(net)(net, ())
+  active = tight.variables.get('arch', {}).get('active', {})
+  tight = morphisms.uncapped(tight)(tight, ())
 
   def noisy(path: Any, leaf: np.ndarray) -> np.ndarray:
     collection, name = path[0].key, path[-1].key
@@ -69,8 +70,10 @@ def randomized(
   shaken = jax.tree_util.tree_map_with_path(noisy, tight.variables)
   tight = network.Network(shaken, tight.spec)
   table = groups.table(net.spec).groups
-  back = morphisms.pad({group: table[group].size for group in active})
-  return _host(back(tight, ())) if active else tight
+  if active:
+    back = morphisms.pad({group: table[group].size for group in active})
+    tight = _host(back(tight, ()))
+  return morphisms.embed(net.spec)(tight, ()) if net.spec.optional else tight
 
 
 def check_morphism(
@@ -502,7 +505,9 @@ def _check_jit(
   tolerance = 100 * jnp.finfo(dtype).eps
   if differ := _far(moved, eager, float(tolerance)):
     _fail(move, 'jit equals eager', f'jit and NumPy leaves differ in {differ}.')
-  other = jax.tree.map(lambda x: x * 2, (net.variables, theta))
+  other = jax.tree.map(
+    lambda x: (x * 2).astype(x.dtype), (net.variables, theta)
+  )
   traced(copy, network.Network(other[0], net.spec), other[1])
   if len(traces) > 1:
     _fail(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,8 +30,6 @@ from jaxnas import spec as specs
 from jaxnas.morphisms.embed import Extract
 from jaxnas.spaces import seeds
 from jaxnas.stages.alike import Room, alike
-
-from . import strategies
 
 CLASSES = 3
 
@@ -156,7 +155,7 @@ def own_task(spec, count=24):
     return images, rng.integers(0, CLASSES, n)
 
   return tasks.from_arrays(
-    train=split(count), valid=split(9), test=split(8), classes=CLASSES
+    'own', train=split(count), valid=split(9), test=split(8), classes=CLASSES
   )
 
 
@@ -203,7 +202,7 @@ def test_it_trains_as_it_would_alone(x64, optimizer, form):
     morphisms.rename(back), ends[1][0], opt_state=ends[1][1]
   )
   assert renamed[0].spec == spec
-  assert_close((*renamed, *ends[1][2:]), ends[0])
+  assert_close((*renamed, *ends[1][2:]), ends[0], 1e-7)
 
 
 @given(SPECS)
@@ -218,7 +217,8 @@ def test_extract_undoes_embed(spec):
   assert_equal(last.members[0].opt_state, start.members[0].opt_state)
 
 
-def test_moves_between_depths_are_lawful():
+def test_moves_between_depths_are_lawful(x64):
+  del x64
   spec = blocks((1, 1), 1)
   net = strategies.random_network(spec)
   (held,) = dressed([net])
@@ -286,7 +286,7 @@ def test_moves_refuse_what_is_not_theirs():
   into = optional_mlp()
   held = network.to_host(network.init(into, jax.random.key(0)))
   with raises('optional.*extract the network first'):
-    morphisms.widen({'dense1': 9}).init(held, jax.random.key(0))
+    morphisms.respec(morphisms.widen({'dense1': 9}), into)
   other = strategies.random_network(seeds.mlp((4,), (7,), 3))
   with raises('rename and pad the network'):
     morphisms.embed(into)(other, ())

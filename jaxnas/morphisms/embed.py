@@ -95,14 +95,15 @@ class Embed:
 
 
 def _filled(tree: base.Tree, whole: base.Tree) -> base.Tree:
-  """The tree, and zeros for the nodes that it lacks."""
+  """The tree, and zeros of its precision for the nodes that it lacks."""
   leaves = jax.tree.leaves(tree)
   host = all(isinstance(leaf, np.ndarray | np.generic) for leaf in leaves)
+  dtype = leaves[0].dtype if leaves else np.dtype('float32')
   zeros = np.zeros if host else jnp.zeros
   return {
     name: tree[name]
     if name in tree
-    else jax.tree.map(lambda leaf: zeros(leaf.shape, leaf.dtype), held)
+    else jax.tree.map(lambda leaf: zeros(leaf.shape, dtype), held)
     for name, held in whole.items()
   }
 

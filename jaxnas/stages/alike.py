@@ -16,8 +16,9 @@ class Room(NamedTuple):
 
   Attributes:
     channels: of every group.
-    images: convolutions between one pooling and the next.
-    vectors: hidden dense layers.
+    images: convolutions between one pooling and the next; 0 for those that
+      there are.
+    vectors: hidden dense layers, likewise.
   """
 
   channels: int = 16
@@ -229,4 +230,6 @@ def _deepest(
 def _slots(blocks: int, dims: int, room: Room) -> int:
   """For how many blocks there is room where there are so many."""
   least = room.images if dims == 3 else room.vectors
+  if not least:
+    return blocks
   return max(blocks + (blocks - least) % 2, least)
