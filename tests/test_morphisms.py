@@ -1032,6 +1032,35 @@ def test_crop_undoes_pad(x64):
   assert morphisms.uncapped(net) == morphisms.identity()
 
 
+@pytest.mark.parametrize(
+  'move',
+  [
+    morphisms.widen({'dense1': 9}),
+    morphisms.pad({'dense1': 8}),
+    morphisms.insert('act1'),
+    morphisms.prune({'dense1': [0]}),
+  ],
+  ids=lambda move: type(move).__name__,
+)
+def test_a_flattened_state_follows_as_the_tree_would(move):
+  """What `optax.flatten` keeps is one vector for each kind of moments."""
+  net = network.to_host(
+    network.init(seeds.mlp((4,), (5,), 3), jax.random.key(0))
+  )
+  params = net.variables['params']
+  gradients = jax.tree.map(lambda leaf: leaf + 0.5, params)
+  states = []
+  for tx in (optax.adam(0.1), optax.flatten(optax.adam(0.1))):
+    _, state = tx.update(gradients, tx.init(params), params)
+    state = network.to_host(state)
+    states.append(morphisms.morph(move, net, opt_state=state)[1][0])
+  tree, flat = states
+  assert flat.count == tree.count == 1
+  for name in ('mu', 'nu'):
+    expected, _ = jax.flatten_util.ravel_pytree(getattr(tree, name))
+    np.testing.assert_array_equal(getattr(flat, name), expected)
+
+
 # Training a padded network is training the network.
 
 

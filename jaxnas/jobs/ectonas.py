@@ -125,12 +125,17 @@ def _ectonas_stage(
 
   last = job.settings['generations'] - 1
 
-  def lesson(epochs: float) -> Stage:
-    falling = _falling(job, round(epochs * job.per_epoch))
-    learn = stages.lessons(task, falling, batch=job.batch)
-    return combine.chain(stages.inherit(), learn(epochs))
-
+  rate = job.settings['optimizer']['learning_rate']
+  lesson = stages.annealed(
+    stages.lessons(task, tx, batch=job.batch),
+    optax.cosine_decay_schedule(rate, 1),
+  )
+  edits = None if held['children'] == 'ranked' else _children(held, task)
   return combine.chain(
+    combine.when(
+      lambda p: p.generation == 0,
+      stages.prepare(task, tx, batch=job.batch, propose=edits),
+    ),
     combine.when(stages.unspent(task, **paid, least=need), generation),
     combine.when(
       lambda p: p.generation == last,
@@ -150,6 +155,17 @@ def _children(held: Settings, task: Task) -> Stage:
     stages.expand(stages.edits(**by, pool=pool, filters=held['filters'])),
     stages.calibrate(task, examples=held['calibrate']),
   )
+
+
+def _steady(settings: Settings) -> optax.GradientTransformation:
+  """The optimizer of a search: its rate is data, for the lesson in which it
+  falls, and its state one vector, which is quicker to compile."""
+
+  def at(learning_rate):
+    return STEADY[settings['name']](learning_rate)
+
+  injected = optax.inject_hyperparams(at)
+  return optax.flatten(injected(learning_rate=settings['learning_rate']))
 
 
 def _falling(job: Job, steps: int) -> optax.GradientTransformation:
@@ -193,9 +209,7 @@ def ectonas(
   """
   console = console or rich.console.Console()
   job = begin(config, folder, console, check_ectonas)
-  tx = STEADY[job.settings['optimizer']['name']](
-    job.settings['optimizer']['learning_rate']
-  )
+  tx = _steady(job.settings['optimizer'])
   fitness = stages.relative(job.settings['ectonas']['alpha'])
   with report.progress(console) as show:
     job = job._replace(show=show)

@@ -131,7 +131,9 @@ def prepare(
 
   As many programs at a time as there are cores, and before the first is needed;
   where a search compiles for longer than it trains, it ends sooner by as much.
-  Nothing changes in the population, and nothing is spent.
+  For networks that `jaxnas.stages.alike.alike` has room for; what others will
+  be stored like is not known before. Nothing changes in the population, and
+  nothing is spent.
 
   Args:
     task: as of `lessons`, as are `tx` and `batch`.
@@ -157,7 +159,9 @@ def prepare(
 
   def compile_(population: Population) -> None:
     nets = {member.net.spec: member.net for member in population.members}
-    training.prepare(list(nets.values()), task, tx, batch=batch)
+    # Others share programs with whom they are trained beside.
+    alone = [net for spec, net in nets.items() if spec.optional]
+    training.prepare(alone, task, tx, batch=batch)
 
   look = alike(combine.observe(compile_))
 
