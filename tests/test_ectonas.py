@@ -36,9 +36,9 @@ from jaxnas import (
 from jaxnas import spec as specs
 from jaxnas.morphisms import blocks
 from jaxnas.spaces import seeds
-from jaxnas.stages.alike import Room, alike
 from jaxnas.stages.bracket import pairings
 from jaxnas.stages.lessons import informed
+from jaxnas.stages.likeness import Room, alike
 
 MNIST = seeds.cells((28, 28, 1), (3, 6), (10, 10), 10)
 DIGITS = seeds.cells((8, 8, 1), (3, 6), (10, 10), 10)

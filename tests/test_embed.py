@@ -29,7 +29,7 @@ from jaxnas import (
 from jaxnas import spec as specs
 from jaxnas.morphisms.embed import Extract
 from jaxnas.spaces import seeds
-from jaxnas.stages.alike import Room, alike
+from jaxnas.stages.likeness import Room, alike
 
 CLASSES = 3
 

@@ -67,6 +67,8 @@ from jaxnas.stages.lessons import retrained as retrained
 from jaxnas.stages.lessons import sound as sound
 from jaxnas.stages.lessons import top as top
 from jaxnas.stages.lessons import unspent as unspent
+from jaxnas.stages.likeness import Room as Room
+from jaxnas.stages.likeness import alike as alike
 from jaxnas.stages.propose import Moves as Moves
 from jaxnas.stages.propose import expand as expand
 from jaxnas.stages.propose import inserts as inserts

@@ -18,10 +18,10 @@ from jaxnas import (
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Key, Population, Stage, Task
 from jaxnas.morphisms import base, blocks, width
-from jaxnas.stages.alike import alike
 from jaxnas.stages.bracket import Fitness, fittest, rolling
 from jaxnas.stages.fit import realise, train
 from jaxnas.stages.judge import by_parent, measure
+from jaxnas.stages.likeness import alike
 from jaxnas.stages.propose import refuse_pending
 
 Epochs = float | Callable[[Candidate], float]
@@ -131,7 +131,7 @@ def prepare(
 
   As many programs at a time as there are cores, and before the first is needed;
   where a search compiles for longer than it trains, it ends sooner by as much.
-  For networks that `jaxnas.stages.alike.alike` has room for; what others will
+  For networks that `jaxnas.stages.alike` has room for; what others will
   be stored like is not known before. Nothing changes in the population, and
   nothing is spent.
 

@@ -42,6 +42,22 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
   Args:
     inner: a stage that leaves one candidate for each, of the same architecture.
     room: what there is room for at least.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas import combine
+    >>> from jaxnas.spaces import seeds
+    >>> given = [seeds.mlp((4,), widths, 3) for widths in ((5,), (7, 6), (9,))]
+    >>> nets = [network.init(spec, jax.random.key(0)) for spec in given]
+    >>> start = Population(tuple(map(Candidate, nets)))
+    >>> seen = []
+    >>> look = combine.observe(
+    ...     lambda population: seen.extend(population.members))
+    >>> last, _ = alike(look).update(None, start, ())
+    >>> len({member.net.spec for member in seen})
+    1
+    >>> [member.net.spec for member in last.members] == given
+    True
   """
 
   def update(key, population: Population, state):
