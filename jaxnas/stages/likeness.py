@@ -61,37 +61,37 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
   """
 
   def update(key, population: Population, state):
-    worn = [_worn(member.net.spec, room) for member in population.members]
-    dressed = tuple(
-      functools.reduce(_made, clothes.moves, member)
-      for member, clothes in zip(population.members, worn)
+    storages = [
+      _storage(member.net.spec, room) for member in population.members
+    ]
+    held = tuple(
+      functools.reduce(_made, storage.moves, member)
+      for member, storage in zip(population.members, storages)
     )
-    after, state = inner.update(
-      key, population._replace(members=dressed), state
-    )
+    after, state = inner.update(key, population._replace(members=held), state)
     bare = tuple(
-      _bare(member, clothes)
-      for member, clothes in zip(after.members, worn, strict=True)
+      _bare(member, storage)
+      for member, storage in zip(after.members, storages, strict=True)
     )
     return after._replace(members=bare), state
 
   return Stage(inner.init, update, f'alike({inner.name})')
 
 
-class _Clothes(NamedTuple):
+class _Storage(NamedTuple):
   """How a network is stored: names of its nodes there, and the moves."""
 
   names: dict[str, str]
   moves: tuple[morphisms.Morphism, ...]
 
 
-def _bare(member: Candidate, clothes: _Clothes) -> Candidate:
-  """The candidate as it was before it was dressed."""
-  if not clothes.moves:
+def _bare(member: Candidate, storage: _Storage) -> Candidate:
+  """The candidate as it was before it was stored so."""
+  if not storage.moves:
     return member
   member = _made(member, morphisms.extract(member.net))
   member = _made(member, morphisms.uncapped(member.net))
-  back = {new: old for old, new in clothes.names.items()}
+  back = {new: old for old, new in storage.names.items()}
   return _made(member, morphisms.rename(back))
 
 
@@ -107,10 +107,10 @@ def _made(member: Candidate, move: morphisms.Morphism) -> Candidate:
 
 
 @functools.lru_cache(maxsize=1024)
-def _worn(spec: specs.Spec, room: Room) -> _Clothes:
-  """What a network of the spec wears."""
+def _storage(spec: specs.Spec, room: Room) -> _Storage:
+  """How a network of the spec is stored."""
   if spec.padded or spec.optional:
-    return _Clothes({}, ())
+    return _Storage({}, ())
   runs = _runs(spec)
   small = all(g.size <= room.channels for g in groups.growable(spec))
   if runs is not None and small:
@@ -128,7 +128,7 @@ def _worn(spec: specs.Spec, room: Room) -> _Clothes:
     )
   if into is not None and into.optional:
     moves.append(morphisms.embed(into))
-  return _Clothes(names, tuple(moves))
+  return _Storage(names, tuple(moves))
 
 
 _Block = tuple[specs.Node, ...]

@@ -21,9 +21,12 @@ images, 100 to 190 s) and is not measured here. All arms have Adam; there it is
 plain gradient descent.
 
 `seconds` is the wall time of the first search, compiling and all, and
-`cpu_seconds` its processor time: training all candidates takes a second or two,
-the rest is compiling. So XLA is told to compile quickly rather than well. Later
-seeds reuse the programs (`warm_seconds`).
+`cpu_seconds` its processor time: training all candidates takes three seconds,
+most of the rest is compiling. So all children share two structures, whose
+programs are compiled before the first is needed (`stages.prepare`), and the
+rate falls as data. Later seeds reuse the programs (`warm_seconds`). With
+`--cache=DIR` compiled programs are kept there, as `launch/train.py` keeps them,
+and those of an earlier process are found.
 Prints one JSON line last.
 """
 
@@ -56,6 +59,8 @@ _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many.', lower_bound=1)
 _ALPHA = flags.DEFINE_float('alpha', 1.0, 'Greediness; 0.5 favours small.')
 _RATE = flags.DEFINE_float('learning_rate', 0.01, 'Of Adam, in all arms.')
 _CONTROL = flags.DEFINE_bool('control', True, 'Whether to run random matches.')
+
+_CACHE = flags.DEFINE_string('cache', '', 'Where compiled programs are kept.')
 
 OFFICIAL = {1.0: 0.878, 0.5: 0.825}
 BUDGET = 69.45
@@ -175,7 +180,10 @@ def mean(arms: list[Arm], field: str) -> float:
 
 def main(argv: list[str]) -> None:
   del argv
-  jax.config.update('jax_enable_compilation_cache', False)
+  jax.config.update('jax_enable_compilation_cache', bool(_CACHE.value))
+  if _CACHE.value:
+    jax.config.update('jax_compilation_cache_dir', _CACHE.value)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   task, tx = tasks.digits(shift=0), searching()
   found, plain, steady, chance, whole, ranked = ([] for _ in range(6))
   judge = estimators.gauss_newton(steps=60)
