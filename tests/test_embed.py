@@ -244,6 +244,7 @@ def test_a_depth_inside_its_room_is_one_structure():
   ]
   assert len({net.spec for net in dressed(nets)}) == 1
   assert len({net.spec for net in dressed(nets, Room(4, 0, 0))}) == len(nets)
+  assert len({net.spec for net in dressed(nets, Room(5))}) == 1  # No bucket.
   # More than there is room for, and other networks than chains of one block.
   deeper, wider = blocks((3, 1), 1), blocks((1, 1), 1, widths=(5,))
   other = blocks((1, 1), 1, pool='mean')

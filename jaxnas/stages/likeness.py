@@ -119,15 +119,12 @@ def _storage(spec: specs.Spec, room: Room) -> _Storage:
     names = {node.name: f'node{i}' for i, node in enumerate(spec.order)}
     into = None
   moves = [morphisms.rename(names)]
-  free = groups.growable(morphisms.respec(moves[0], spec))
-  if free:
-    moves.append(
-      morphisms.pad(
-        {g.name: max(room.channels, plans.bucket(g.size)) for g in free}
-      )
-    )
-  if into is not None and into.optional:
-    moves.append(morphisms.embed(into))
+  sizes = {
+    g.name: room.channels if into else max(room.channels, plans.bucket(g.size))
+    for g in groups.growable(morphisms.respec(moves[0], spec))
+  }
+  moves += [morphisms.pad(sizes)] if sizes else []
+  moves += [morphisms.embed(into)] if into and into.optional else []
   return _Storage(names, tuple(moves))
 
 
