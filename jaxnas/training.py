@@ -6,9 +6,8 @@ Authors of algorithms see neither.
 """
 
 import functools
-import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -200,22 +199,23 @@ def _training(group, begun, keys, task, tx, batch, mesh):
 
 
 def prepare(
-  nets: Iterable[network.Network],
+  nets: Sequence[network.Network],
   task: Task,
   tx: optax.GradientTransformation,
   *,
   batch: int,
+  epochs: float = 1,
+  plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> None:
   """Compiles what will train and measure networks, before it is needed.
 
   As many programs are compiled at a time as there are cores; `fit_all` and
-  `evaluate_all` compile those of one call only, and one kind after the other.
+  `evaluate_all` compile those of a call only, and one after the other.
 
   Args:
-    nets: one of each architecture to come; their weights do not matter. They
-      are asked for one at a time, while programs of those before are compiled.
-    task: as of `fit_all`, as are `tx`, `batch` and `mesh`.
+    nets: one of each architecture to come; their weights do not matter.
+    task: as of `fit_all`, as are `tx`, `batch`, `epochs`, `plan` and `mesh`.
 
   Example:
     >>> import jax, optax
@@ -232,27 +232,32 @@ def prepare(
     0
   """
   mesh = meshes.current() if mesh is None else mesh
-  count = len(task.train.targets)
-  batch = min(batch, count)
-  _check_counts(1, 1, 1, 0, batch, mesh)
+  batch = min(batch, len(task.train.targets))
+  count = len(nets)
+  _check_counts(count, count, count, epochs, batch, mesh)
+  starts = [network.to_host(net) for net in nets]
   key = jax.random.key(0)
-  raw = np.asarray(jax.random.key_data(key))
-  measured, room = _measuring_batch(task, task.valid, _MEASURED, mesh)
-  part = next(_parts(task.valid, room))
+  keys = [key] * count
+  passes = 3 * round(epochs * len(task.train.targets))
+  trained = _groups(plan, starts, mesh, batch, passes)
+  room, most = _measuring_batch(task, task.valid, _MEASURED, mesh)
+  measured = _groups(plan, starts, mesh, room, len(task.valid.targets))
+  part = next(_parts(task.valid, most))
 
-  def calls(net):
-    start = network.to_host(net)
-    # What takes longest last: `ahead` waits for the first.
-    (group,) = _groups(None, [start], mesh, measured, len(task.valid.targets))
-    yield _measuring(group, start, task, measured, part, mesh)
-    (group,) = _groups(None, [start], mesh, batch, 3 * count)
-    _, keys, counts = plans.shapes(((), raw), group, mesh)
-    shuffle = _shuffle(_impl([key], group), count, batch, group.over, mesh)
-    yield shuffle, (keys, counts, np.int32(0))
-    begun = _begin(key, start, None, tx, group.spec)
-    yield _training(group, begun, [key], task, tx, batch, mesh)
+  def calls():
+    for group in trained:
+      begun = _begin(key, starts[group.members[0]], None, tx, group.spec)
+      yield _training(group, begun, keys, task, tx, batch, mesh)
+      impl = _impl(keys, group)
+      examples = len(task.train.targets)
+      shuffle = _shuffle(impl, examples, batch, group.over, mesh)
+      raw = np.asarray(jax.random.key_data(key))
+      _, raw, counts = plans.shapes(((), raw), group, mesh)
+      yield shuffle, (raw, counts, np.int32(0))
+    for group in measured:
+      yield _measuring(group, starts[group.members[0]], task, room, part, mesh)
 
-  for _ in programs.ahead(itertools.chain.from_iterable(map(calls, nets))):
+  for _ in programs.ahead(calls()):
     pass
 
 

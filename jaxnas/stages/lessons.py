@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxnas.morphisms import base, blocks, width
 from jaxnas.stages.bracket import Fitness, fittest, rolling
 from jaxnas.stages.fit import realise, train
 from jaxnas.stages.judge import by_parent, measure
-from jaxnas.stages.likeness import alike, stored
+from jaxnas.stages.likeness import alike
 from jaxnas.stages.propose import refuse_pending
 
 Epochs = float | Callable[[Candidate], float]
@@ -157,25 +157,22 @@ def prepare(
     (1152, 0)
   """
 
-  def everyone(key: Key, population: Population) -> Iterator[Candidate]:
-    yield from map(stored, population.members)
+  def compile_(population: Population) -> None:
+    nets = {member.net.spec: member.net for member in population.members}
+    # Others share programs with whom they are trained beside.
+    alone = [net for spec, net in nets.items() if spec.optional]
+    training.prepare(alone, task, tx, batch=batch)
+
+  look = alike(combine.observe(compile_))
+
+  def update(key: Key, population: Population) -> Population:
+    children = population
     if propose is not None:
       made = combine.chain(propose, realise())
       children, _ = made.update(key, population, made.init(population))
-      yield from map(stored, children.members)
-
-  def update(key: Key, population: Population) -> Population:
-    seen = set()
-
-    def fresh(member: Candidate) -> bool:
-      # Others share programs with whom they are trained beside.
-      spec = member.net.spec
-      known = spec in seen or not spec.optional
-      seen.add(spec)
-      return not known
-
-    some = filter(fresh, everyone(key, population))
-    training.prepare((m.net for m in some), task, tx, batch=batch)
+    members = (*population.members, *children.members)
+    everyone = population._replace(members=members)
+    look.update(key, everyone, look.init(everyone))
     return population
 
   return combine.stage(update, 'prepare')

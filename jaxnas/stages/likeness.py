@@ -64,7 +64,10 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
     storages = [
       _storage(member.net.spec, room) for member in population.members
     ]
-    held = tuple(stored(member, room) for member in population.members)
+    held = tuple(
+      functools.reduce(_made, storage.moves, member)
+      for member, storage in zip(population.members, storages)
+    )
     after, state = inner.update(key, population._replace(members=held), state)
     bare = tuple(
       _bare(member, storage)
@@ -73,12 +76,6 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
     return after._replace(members=bare), state
 
   return Stage(inner.init, update, f'alike({inner.name})')
-
-
-def stored(member: Candidate, room: Room = Room()) -> Candidate:
-  """The candidate as `alike` stores it."""
-  moves = _storage(member.net.spec, room).moves
-  return functools.reduce(_made, moves, member)
 
 
 class _Storage(NamedTuple):
