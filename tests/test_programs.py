@@ -20,7 +20,9 @@ def _adder(amount):
 
 
 @pytest.mark.skipif(not programs._MAPS.exists(), reason='Linux counts maps.')
-@pytest.mark.parametrize('bounded', [True, False])
+@pytest.mark.parametrize(
+  'bounded', [pytest.param(True, marks=pytest.mark.slow), False]
+)
 def test_maps_of_programs_are_bounded(bounded, monkeypatch, tmp_path):
   """With a plain cache, the control, they are not."""
   jax.clear_caches()

@@ -303,6 +303,7 @@ def test_searches_written_for_tables_ask_a_trainer(make):
   assert not last.memory and all(s is None for _, own in asked for s in own)
 
 
+@pytest.mark.slow
 def test_proxies_weighed_by_robot_choose_what_is_taught():
   space, asked = SPACE, []
   pool = np.unique(np.random.default_rng(0).integers(0, 5, (60, 6)), axis=0)
