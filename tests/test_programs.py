@@ -21,7 +21,7 @@ def _adder(amount):
 
 @pytest.mark.skipif(not programs._MAPS.exists(), reason='Linux counts maps.')
 @pytest.mark.parametrize(
-  'bounded', [pytest.param(True, marks=pytest.mark.slow), False]
+  'bounded', [True, pytest.param(False, marks=pytest.mark.slow)]
 )
 def test_maps_of_programs_are_bounded(bounded, monkeypatch, tmp_path):
   """With a plain cache, the control, they are not."""
