@@ -452,7 +452,6 @@ def arrays(last):
 
 def write_outcomes(path, *, data_axis):
   """In a process of its own: outcomes by the shape of the mesh."""
-  jax.config.update('jax_disable_most_optimizations', True)
   devices = jax.devices()
   shapes = [(n, 1) for n in (1, 2, 4, 8) if n <= len(devices)]
   if jax.process_count() > 1:
@@ -479,10 +478,13 @@ def start(code, devices, before=''):
     before: code for before this module, which has a key, is imported.
   """
   path = [str(source_tree.ROOT), str(source_tree.ROOT / 'tests')]
+  quick = jax.config.read('jax_disable_most_optimizations')
   return subprocess.Popen(
     [sys.executable, '-c', f'{before}\nimport test_population as t\n{code}'],
     env={
       **os.environ,
+      # Programs that are optimized otherwise round otherwise.
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': str(quick),
       'JAX_PLATFORMS': 'cpu',
       'PYTHONPATH': os.pathsep.join(path),
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
@@ -544,7 +546,6 @@ def test_two_processes_give_the_search_of_one(tmp_path):
 
 def write_resumed(path, folder, *, killed):
   """A search saved every generation; killed within the second, or resumed."""
-  jax.config.update('jax_disable_most_optimizations', True)
 
   def look(population):
     if killed and population.generation == 1:
