@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxnas import base, groups, layers, morphisms, network
+from jaxnas import base, groups, layers, morphisms, network, programs
 from jaxnas import spec as specs
 
 # Exactness asked for, relative to the largest output.
@@ -386,12 +386,7 @@ def _check_untouched(move: Any, net: network.Network, theta: Any) -> None:
 
 def _jit(f: Callable[..., Any], static: tuple[int, ...] = ()) -> Any:
   """`jax.jit` for programs that run a few times: compiled fast, where known."""
-  quick = {'xla_backend_optimization_level': 0}
-  return jax.jit(
-    f,
-    static_argnums=static,
-    compiler_options=quick if jax.default_backend() == 'cpu' else None,
-  )
+  return jax.jit(f, static_argnums=static, compiler_options=programs.once())
 
 
 _jitted = functools.cache(_jit)

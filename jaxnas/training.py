@@ -162,13 +162,14 @@ def fit_all(
   def begun(i, group):
     return _begin(keys[i], starts[i], states[i], tx, group.spec)
 
+  data = meshes.replicate(task.train, mesh)
   calls = (
     _training(
-      group, begun(group.members[0], group), keys, task, tx, batch, mesh
+      *(group, begun(group.members[0], group), keys, task, tx, batch),
+      *(data, mesh),
     )
     for group in planned
   )
-  data = meshes.replicate(task.train, mesh)
   for group, train in zip(planned, programs.ahead(calls)):
     shuffle = _shuffle(
       *(_impl(keys, group), len(task.train.targets), batch, group.over, mesh)
@@ -183,7 +184,7 @@ def fit_all(
   return [fits[i] for i in range(len(nets))]
 
 
-def _training(group, begun, keys, task, tx, batch, mesh):
+def _training(group, begun, keys, task, tx, batch, data, mesh):
   """The program that trains members, and arguments like those it will have."""
   carry, (raw, fresh) = begun
   train = _epoch(
@@ -194,7 +195,6 @@ def _training(group, begun, keys, task, tx, batch, mesh):
   rows = jax.ShapeDtypeStruct((steps, batch), np.int32)
   member = packing.pack(carry), (rows, raw, fresh)
   shapes = plans.shapes(member, group, mesh)
-  data = meshes.replicate(task.train, mesh)
   return train, (*shapes, data, np.int32(0), np.int32(0))
 
 
@@ -243,11 +243,12 @@ def prepare(
   room, most = _measuring_batch(task, task.valid, _MEASURED, mesh)
   measured = _groups(plan, starts, mesh, room, len(task.valid.targets))
   part = next(_parts(task.valid, most))
+  data = meshes.replicate(task.train, mesh)
 
   def calls():
     for group in trained:
       begun = _begin(key, starts[group.members[0]], None, tx, group.spec)
-      yield _training(group, begun, keys, task, tx, batch, mesh)
+      yield _training(group, begun, keys, task, tx, batch, data, mesh)
       impl = _impl(keys, group)
       examples = len(task.train.targets)
       shuffle = _shuffle(impl, examples, batch, group.over, mesh)

@@ -140,6 +140,11 @@ class _Run(NamedTuple):
   blocks: tuple[_Block, ...]
   end: specs.Node | None
 
+  @property
+  def hidden(self) -> tuple[_Block, ...]:
+    """The blocks but that of the output, with which the last run ends."""
+    return self.blocks[:-1] if self.end is None else self.blocks
+
 
 def _runs(spec: specs.Spec) -> tuple[_Run, ...] | None:
   """A network as runs of equal blocks; None if it is none.
@@ -169,7 +174,7 @@ def _runs(spec: specs.Spec) -> tuple[_Run, ...] | None:
   hidden = [
     (len(spec.shapes[block[0].name]), _pattern(block))
     for run in runs
-    for block in (run.blocks[:-1] if run.end is None else run.blocks)
+    for block in run.hidden
   ]
   alike_ = len(dict(hidden)) == len(set(hidden))
   still = all(
@@ -196,7 +201,7 @@ def _deepest(
   patterns = {
     len(spec.shapes[block[0].name]): _at(_pattern(block), room.channels)
     for run in runs
-    for block in (run.blocks[:-1] if run.end is None else run.blocks)
+    for block in run.hidden
   }
   source = spec.order[0]
   nodes = [specs.Node('start', source.op)]
@@ -209,7 +214,7 @@ def _deepest(
 
   dims = len(spec.shapes[source.name])
   for i, run in enumerate(runs):
-    own = run.blocks[:-1] if run.end is None else run.blocks
+    own = run.hidden
     ops = patterns.get(dims, ())
     # The first block of what is not as wide as blocks are must be there.
     first = width != room.channels
