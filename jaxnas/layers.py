@@ -454,6 +454,13 @@ def _(op: specs.Trim, name, conv):
 
 
 @layer.register
+def _(op: specs.ZeroPad, name, conv):
+  del name, conv
+  before = ((0, 0, 0), (op.rows, 0, 0), (op.columns, 0, 0), (0, 0, 0))
+  return _plain(lambda x: lax.pad(x, jnp.zeros((), x.dtype), before))
+
+
+@layer.register
 def _(op: specs.Narrow, name, conv):
   del name, conv
   return _plain(lambda x: x[..., : op.features])

@@ -93,6 +93,7 @@ _KEEPS_ZEROS = (
   specs.Pool,
   specs.Trim,
   specs.Zero,
+  specs.ZeroPad,
 )
 
 
@@ -194,7 +195,16 @@ def caller(
   """`call(node, *inputs)` for `walk`: the nodes in evaluation mode.
 
   Outside a module, so that a node can be applied to any input, or twice.
+
+  Raises:
+    ValueError: for a spec of optional stretches that make images smaller, of
+      which no node can be left out alone.
   """
+  if any(map(spec.frame, spec.optional)):
+    raise ValueError(
+      'an optional stretch of nodes that makes images smaller cannot be walked '
+      'node by node; extract the network first (jaxnas.morphisms.extract).'
+    )
   arch = variables.get('arch', {})
   masks = _mask_arrays(spec, arch.get('active', {}))
   present = {
@@ -356,17 +366,17 @@ def absent(net: Network) -> tuple[str, ...]:
 def without(spec: specs.Spec, absent: Sequence[str]) -> specs.Spec:
   """The spec without some of its optional stretches, and with the others.
 
-  Nothing of it is optional any more, and no group is said to be padded.
+  Nothing of it is optional any more, and no group is said to be padded. The
+  nodes by which a stretch keeps the shape as it is (`Spec.frame`) are gone.
 
   Args:
     spec: the spec.
     absent: the first nodes of the stretches that are left out.
   """
   gone = {
-    name: spec.by_name[stretch[0]].inputs[0]
+    name: spec.by_name[name].inputs[0]
     for stretch in spec.optional
-    if stretch[0] in absent
-    for name in stretch
+    for name in (stretch if stretch[0] in absent else spec.frame(stretch))
   }
 
   def kept(name: str) -> str:

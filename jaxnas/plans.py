@@ -106,7 +106,7 @@ _SPEED = 5e10
 # own: they are likely to change, and then compile again.
 _WORTH = 10
 _SLOTS = 64
-_SPARE = 1 << 17
+_SPARE = 1 << 18
 _ACTIVATIONS = 4 << 30
 
 

@@ -378,6 +378,22 @@ class Trim:
 
 
 @dataclasses.dataclass(frozen=True)
+class ZeroPad:
+  """The input behind rows and columns of zeros; `Trim` undoes it."""
+
+  rows: int = 1
+  columns: int = 1
+  kind: ClassVar[str] = 'channelwise'
+
+  def __post_init__(self):
+    _positive(self, rows=self.rows, columns=self.columns)
+
+  def shape(self, x: Shape) -> Shape:
+    h, w, channels = _spatial(self, x)
+    return (h + self.rows, w + self.columns, channels)
+
+
+@dataclasses.dataclass(frozen=True)
 class Narrow:
   """The first `features` channels of the input."""
 
@@ -443,7 +459,10 @@ class Spec:
     optional: stretches of nodes, each reading the one before, that a network
       may do without, with which it does as data (`jaxnas.morphisms.embed`);
       in the order of the network. A stretch that is absent hands on what it
-      reads, so it must leave the shape as it is.
+      reads, so it must leave the shape as it is: one that makes images smaller
+      ends with a `ZeroPad`, and one behind it begins with the `Trim` that
+      undoes that. These two are how the stretch is stored, and none of the
+      network.
 
   Raises:
     ValueError: for names used twice or unknown, a cycle, a missing or second
@@ -522,6 +541,17 @@ class Spec:
         f'optional: {stretch} reads {before} and makes {after}, so it cannot '
         'be left out; both shapes must be the same.'
       )
+
+  def frame(self, stretch: tuple[str, ...]) -> tuple[str, ...]:
+    """The nodes by which an optional stretch keeps the shape as it is.
+
+    A `ZeroPad` at its end, and then a `Trim` at its beginning; () for none.
+    """
+    first, last = stretch[0], stretch[-1]
+    if not isinstance(self.by_name[last].op, ZeroPad):
+      return ()
+    cut = isinstance(self.by_name[first].op, Trim)
+    return (first, last) if cut else (last,)
 
   def _reaching(self) -> list[str]:
     """Names of the nodes the output depends on; raises on a cycle."""

@@ -546,7 +546,8 @@ def _check_state(
     second = '/nu/' in f'/{path}/'
     if not np.isfinite(leaf).all() or (second and (leaf < 0).any()):
       _fail(move, law, f'{path} is not finite, or negative: {leaf}.')
-    if second and not inactive and (leaf == 0).any():
+    whole = not inactive and not moved.spec.optional
+    if second and whole and (leaf == 0).any():
       _fail(
         move,
         law,

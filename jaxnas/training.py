@@ -7,7 +7,7 @@ Authors of algorithms see neither.
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -198,7 +198,7 @@ def _training(group, begun, keys, task, tx, batch, data, mesh):
   return train, (*shapes, data, np.int32(0), np.int32(0))
 
 
-def prepare(
+def calls(
   nets: Sequence[network.Network],
   task: Task,
   tx: optax.GradientTransformation,
@@ -207,24 +207,29 @@ def prepare(
   epochs: float = 1,
   plan: plans.Plan | None = None,
   mesh: jax.sharding.Mesh | None = None,
-) -> None:
-  """Compiles what will train and measure networks, before it is needed.
+) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+  """The programs that will train and measure networks, for `compile_all`.
 
-  As many programs are compiled at a time as there are cores; `fit_all` and
-  `evaluate_all` compile those of a call only, and one after the other.
+  With `jaxnas.programs.compile_all` all of them are compiled before they are
+  needed, side by side; `fit_all` and `evaluate_all` compile those of a call
+  only, each when it is its turn.
 
   Args:
     nets: one of each architecture to come; their weights do not matter.
     task: as of `fit_all`, as are `tx`, `batch`, `epochs`, `plan` and `mesh`.
 
+  Yields:
+    Jitted functions, each with the shapes of what it will be called with; that
+    which takes longest to compile first.
+
   Example:
     >>> import jax, optax
-    >>> from jaxnas import count_compilations, tasks
+    >>> from jaxnas import count_compilations, programs, tasks
     >>> from jaxnas.spaces import seeds
     >>> task, tx = tasks.digits(), optax.sgd(0.1)
     >>> spec = seeds.mlp(task.shape, (5,), 10)
     >>> net = network.init(spec, jax.random.key(0))
-    >>> prepare([net], task, tx, batch=128)
+    >>> programs.compile_all(calls([net], task, tx, batch=128))
     >>> with count_compilations() as compiled:
     ...   net = fit(jax.random.key(0), net, task, tx, epochs=1, batch=128).net
     ...   _ = evaluate(net, task, task.valid)
@@ -239,27 +244,20 @@ def prepare(
   key = jax.random.key(0)
   keys = [key] * count
   passes = 3 * round(epochs * len(task.train.targets))
-  trained = _groups(plan, starts, mesh, batch, passes)
-  room, most = _measuring_batch(task, task.valid, _MEASURED, mesh)
-  measured = _groups(plan, starts, mesh, room, len(task.valid.targets))
-  part = next(_parts(task.valid, most))
   data = meshes.replicate(task.train, mesh)
-
-  def calls():
-    for group in trained:
-      begun = _begin(key, starts[group.members[0]], None, tx, group.spec)
-      yield _training(group, begun, keys, task, tx, batch, data, mesh)
-      impl = _impl(keys, group)
-      examples = len(task.train.targets)
-      shuffle = _shuffle(impl, examples, batch, group.over, mesh)
-      raw = np.asarray(jax.random.key_data(key))
-      _, raw, counts = plans.shapes(((), raw), group, mesh)
-      yield shuffle, (raw, counts, np.int32(0))
-    for group in measured:
-      yield _measuring(group, starts[group.members[0]], task, room, part, mesh)
-
-  for _ in programs.ahead(calls()):
-    pass
+  for group in _groups(plan, starts, mesh, batch, passes):
+    begun = _begin(key, starts[group.members[0]], None, tx, group.spec)
+    yield _training(group, begun, keys, task, tx, batch, data, mesh)
+    impl = _impl(keys, group)
+    examples = len(task.train.targets)
+    shuffle = _shuffle(impl, examples, batch, group.over, mesh)
+    raw = np.asarray(jax.random.key_data(key))
+    _, raw, counts = plans.shapes(((), raw), group, mesh)
+    yield shuffle, (raw, counts, np.int32(0))
+  room, most = _measuring_batch(task, task.valid, _MEASURED, mesh)
+  part = next(_parts(task.valid, most))
+  for group in _groups(plan, starts, mesh, room, len(task.valid.targets)):
+    yield _measuring(group, starts[group.members[0]], task, room, part, mesh)
 
 
 def _impl(keys, group) -> str:

@@ -168,7 +168,8 @@ def test_edges_that_carry_nothing():
       specs.Node('image', specs.Input((4, 4, 3))),
       specs.Node('trim', specs.Trim(), ('image',)),
       specs.Node('narrow', specs.Narrow(2), ('trim',)),
-      specs.Node('zero', specs.Zero((2, 2)), ('narrow',)),
+      specs.Node('back', specs.ZeroPad(1, 1), ('narrow',)),
+      specs.Node('zero', specs.Zero((2, 2)), ('back',)),
     ),
     'zero',
   )
@@ -177,6 +178,9 @@ def test_edges_that_carry_nothing():
   x = jnp.arange(48.0).reshape(1, 4, 4, 3)
   values = network.walk(spec, network.caller(spec, {}), x)
   np.testing.assert_array_equal(values['narrow'], x[:, 1:, 1:, :2])
+  assert spec.shapes['back'] == values['back'].shape[1:] == (4, 4, 2)
+  np.testing.assert_array_equal(values['back'][:, 1:, 1:], values['narrow'])
+  assert not values['back'][:, 0].any() and not values['back'][:, :, 0].any()
   assert not values['zero'].any()
 
 

@@ -2,7 +2,9 @@
 
 As `pad` stores channels at a capacity. What a network lacks of the deeper one
 is optional there, and absent; so networks of different depth share one
-compiled program.
+compiled program. Images that an optional stretch makes smaller are stored in
+the lower right corner of ones as large as before it (`Spec.frame`), and dense
+layers behind a `Flatten` have rows for all of their positions.
 """
 
 import dataclasses
@@ -49,6 +51,19 @@ class Embed:
         'ones are taken away',
         'rename and pad the network so that they are',
       )
+    for node in spec.nodes:
+      if node.op.kind == 'flatten' or _behind_flatten(spec, node):
+        continue
+      framed = self.into.by_name[node.name].inputs
+      here = [spec.shapes[name] for name in node.inputs]
+      there = [self.into.shapes[name] for name in framed]
+      if here != there:
+        raise base.refuse(
+          self,
+          f'node {node.name!r} reads {here}, and {there} in the deeper network',
+          'let such a node be read by a Flatten alone, or begin a stretch '
+          'behind it with the Trim that undoes the ZeroPad before',
+        )
     return found
 
   def init(self, net: network.Network, key: jax.Array) -> base.Theta:
@@ -67,6 +82,8 @@ class Embed:
       for collection, tree in whole.items()
       if collection != 'arch'
     }
+    if 'params' in held:
+      held['params'] = _placed(held['params'], net.spec, self.into)
     active = dict(net.variables.get('arch', {}).get('active', {}))
     table = groups.table(self.into)
     # What is absent hands on its input: as many channels, in other groups.
@@ -91,7 +108,8 @@ class Embed:
   def moments(self, spec: specs.Spec, tree: base.Tree, power: int):
     del power
     self.lacking(spec)
-    return _filled(tree, network.shapes(self.into).variables['params'])
+    whole = network.shapes(self.into).variables['params']
+    return _placed(_filled(tree, whole), spec, self.into)
 
 
 def _filled(tree: base.Tree, whole: base.Tree) -> base.Tree:
@@ -108,12 +126,53 @@ def _filled(tree: base.Tree, whole: base.Tree) -> base.Tree:
   }
 
 
+def _behind_flatten(spec: specs.Spec, node: specs.Node) -> bool:
+  """Whether a layer reads all positions of an image."""
+  return (
+    node.op.kind == 'mixing'
+    and spec.by_name[node.inputs[0]].op.kind == 'flatten'
+  )
+
+
+def _placed(tree: base.Tree, old: specs.Spec, new: specs.Spec) -> base.Tree:
+  """The tree with rows of dense layers for the positions of another spec.
+
+  The smaller of two images is the lower right corner of the larger one.
+  """
+  tree = dict(tree)
+  for node in old.nodes:
+    if not _behind_flatten(old, node) or node.name not in tree:
+      continue
+    before, after = (
+      spec.shapes[spec.by_name[node.inputs[0]].inputs[0]] for spec in (old, new)
+    )
+    if before == after:
+      continue
+    kernel = tree[node.name]['kernel']
+    if not hasattr(kernel, 'ndim'):  # Not there, as with optax.masked.
+      continue
+    rows = kernel.reshape((*before, -1))
+    more = [max(0, b - a) for a, b in zip(before, after)]
+    less = [max(0, a - b) for a, b in zip(before, after)]
+    xp = np if isinstance(kernel, np.ndarray) else jnp
+    rows = xp.pad(rows, [*((count, 0) for count in more), (0, 0)])
+    rows = rows[tuple(slice(count, None) for count in less)]
+    kernel = rows.reshape((-1, kernel.shape[-1]))
+    tree[node.name] = {**tree[node.name], 'kernel': kernel}
+  return tree
+
+
 def embed(into: specs.Spec) -> base.Morphism:
   """Stores a network within a deeper one; nothing else changes.
 
   Args:
     into: a spec with optional stretches. Without some of them it must be the
-      network's, down to names and capacities; those are absent.
+      network's, down to names and capacities; those are absent. Stretches that
+      make images smaller are framed (`Spec.optional`).
+
+  Raises:
+    ValueError: by the move, for another network, and for a layer that would
+      read a frame of zeros beside the image.
 
   Example:
     >>> import dataclasses, jax
@@ -178,6 +237,8 @@ class Extract:
       for collection, tree in net.variables.items()
       if collection != 'arch'
     }
+    if 'params' in held:
+      held['params'] = _placed(held['params'], net.spec, spec)
     active = arch.get('active', {})
     active = {g: n for g, n in active.items() if g in spec.padded}
     if active:
@@ -186,8 +247,9 @@ class Extract:
 
   def moments(self, spec: specs.Spec, tree: base.Tree, power: int):
     del power
-    left = self.spec(spec).by_name
-    return {name: held for name, held in tree.items() if name in left}
+    left = self.spec(spec)
+    kept = {name: held for name, held in tree.items() if name in left.by_name}
+    return _placed(kept, spec, left)
 
 
 def extract(net: network.Network) -> base.Morphism:

@@ -21,7 +21,7 @@ from jaxnas.morphisms import base, blocks, width
 from jaxnas.stages.bracket import Fitness, fittest, rolling
 from jaxnas.stages.fit import realise, train
 from jaxnas.stages.judge import by_parent, measure
-from jaxnas.stages.likeness import alike
+from jaxnas.stages.likeness import alike, stored
 from jaxnas.stages.propose import refuse_pending
 
 Epochs = float | Callable[[Candidate], float]
@@ -131,6 +131,7 @@ def prepare(
 
   As many programs at a time as there are cores, and before the first is needed;
   where a search compiles for longer than it trains, it ends sooner by as much.
+  The children are proposed while the programs of the members compile.
   For networks that `jaxnas.stages.alike` has room for; what others will
   be stored like is not known before. Nothing changes in the population, and
   nothing is spent.
@@ -157,23 +158,27 @@ def prepare(
     (1152, 0)
   """
 
-  def compile_(population: Population) -> None:
-    nets = {member.net.spec: member.net for member in population.members}
-    # Others share programs with whom they are trained beside.
-    alone = [net for spec, net in nets.items() if spec.optional]
-    training.prepare(alone, task, tx, batch=batch)
-
-  look = alike(combine.observe(compile_))
-
   def update(key: Key, population: Population) -> Population:
-    children = population
-    if propose is not None:
-      made = combine.chain(propose, realise())
-      children, _ = made.update(key, population, made.init(population))
-    members = (*population.members, *children.members)
-    everyone = population._replace(members=members)
-    look.update(key, everyone, look.init(everyone))
+    def calls():
+      done = set()
+      for make in (lambda: population, lambda: children(key, population)):
+        # Others share programs with whom they are trained beside.
+        nets = {
+          net.spec: net
+          for net in stored(make())
+          if net.spec.optional and net.spec not in done
+        }
+        done |= set(nets)
+        yield from training.calls([*nets.values()], task, tx, batch=batch)
+
+    programs.compile_all(calls())
     return population
+
+  def children(key: Key, population: Population) -> Population:
+    if propose is None:
+      return population._replace(members=())
+    made = combine.chain(propose, realise())
+    return made.update(key, population, made.init(population))[0]
 
   return combine.stage(update, 'prepare')
 

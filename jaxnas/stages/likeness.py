@@ -4,8 +4,6 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-import jax
-
 from jaxnas import groups, morphisms, network, plans
 from jaxnas import spec as specs
 from jaxnas.base import Candidate, Population, Stage
@@ -16,14 +14,19 @@ class Room(NamedTuple):
 
   Attributes:
     channels: of every group.
-    images: convolutions between one pooling and the next; 0 for those that
-      there are.
+    images: convolutions before a pooling; 0 for those that there are.
+    last: convolutions behind a pooling that may be absent, likewise.
     vectors: hidden dense layers, likewise.
+    poolings: of an image, the last of which may be absent; 0 where all are
+      present. Networks without, and those with two or more less, have those
+      that there are.
   """
 
   channels: int = 16
   images: int = 2
+  last: int = 1
   vectors: int = 3
+  poolings: int = 2
 
 
 def alike(inner: Stage, *, room: Room = Room()) -> Stage:
@@ -34,10 +37,10 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
   share one compiled program. So do chains of equal blocks that differ in their
   number, if no group has more channels than that: there is room for so many
   blocks, or two, four, ... more, between one pooling and the next and behind
-  the flattening, of which those that a network lacks are absent
-  (`jaxnas.morphisms.embed`). Afterwards all is as it was. For small networks,
-  which compile a thousand times as long as they train. One that is stored at a
-  capacity already is left as it is.
+  the flattening, of which those that a network lacks are absent, as may be the
+  last pooling (`jaxnas.morphisms.embed`). Afterwards all is as it was. For
+  small networks, which compile a thousand times as long as they train. One that
+  is stored at a capacity already is left as it is.
 
   Args:
     inner: a stage that leaves one candidate for each, of the same architecture.
@@ -64,10 +67,7 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
     storages = [
       _storage(member.net.spec, room) for member in population.members
     ]
-    held = tuple(
-      functools.reduce(_made, storage.moves, member)
-      for member, storage in zip(population.members, storages)
-    )
+    held = tuple(_held(member, room) for member in population.members)
     after, state = inner.update(key, population._replace(members=held), state)
     bare = tuple(
       _bare(member, storage)
@@ -76,6 +76,28 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
     return after._replace(members=bare), state
 
   return Stage(inner.init, update, f'alike({inner.name})')
+
+
+def stored(
+  population: Population, *, room: Room = Room()
+) -> list[network.Network]:
+  """The networks of a population as stages within `alike` meet them.
+
+  Example:
+    >>> import jax
+    >>> from jaxnas.spaces import seeds
+    >>> spec = seeds.mlp((4,), (5,), 3)
+    >>> net = network.init(spec, jax.random.key(0))
+    >>> (held,) = stored(Population((Candidate(net),)))
+    >>> held.spec.padded, network.absent(held)
+    (('run0_slot0_0', 'run0_slot1_0', 'run0_slot2_0'),...
+  """
+  return [_held(member, room).net for member in population.members]
+
+
+def _held(member: Candidate, room: Room) -> Candidate:
+  moves = _storage(member.net.spec, room).moves
+  return functools.reduce(_made, moves, member)
 
 
 class _Storage(NamedTuple):
@@ -100,7 +122,7 @@ def _made(member: Candidate, move: morphisms.Morphism) -> Candidate:
   net, state = morphisms.morph(
     move,
     network.to_host(member.net),
-    theta=move.init(member.net, jax.random.key(0)),
+    theta=(),  # None of these moves has parameters.
     opt_state=network.to_host(member.opt_state),
   )
   return member._replace(net=net, opt_state=state)
@@ -206,37 +228,59 @@ def _deepest(
   source = spec.order[0]
   nodes = [specs.Node('start', source.op)]
   names, optional = {source.name: 'start'}, []
-  width = spec.shapes[source.name][-1]
+  shape = spec.shapes[source.name]
+  pooling, frame = _last_pooling(spec, runs, room), ()
+  if pooling is not None:
+    runs = _with_pooling(spec, runs, pooling)
 
   def add(name: str, op: specs.Op) -> str:
+    nonlocal shape
     nodes.append(specs.Node(name, op, (nodes[-1].name,)))
+    shape = op.shape(shape)
     return name
 
-  dims = len(spec.shapes[source.name])
+  def add_framed(name: str, ops: tuple[specs.Op, ...]) -> tuple[str, ...]:
+    cut = (specs.Trim(*frame),) if frame else ()
+    pad = (specs.ZeroPad(*frame),) if frame else ()
+    before = [add(f'{name}_cut', op) for op in cut]
+    inner = [add(f'{name}_{j}', op) for j, op in enumerate(ops)]
+    behind = [add(f'{name}_frame', op) for op in pad]
+    optional.append((*before, *inner, *behind))
+    return tuple(inner)
+
+  flat = False
   for i, run in enumerate(runs):
     own = run.hidden
-    ops = patterns.get(dims, ())
-    # The first block of what is not as wide as blocks are must be there.
-    first = width != room.channels
-    slots = (
-      0 if not ops or (first and not own) else _slots(len(own), dims, room)
-    )
+    ops = patterns.get(len(shape), ())
+    # The first block of what is not as wide as blocks are must be there, as
+    # that behind a flattening, which has all positions' channels.
+    first = flat or shape[-1] != room.channels
+    least = room.vectors if len(shape) == 1 else room.images
+    least = room.last if frame else least
+    slots = _even(len(own), least) if ops and (own or not first) else 0
+    flat = False
     for k in range(slots):
-      stretch = [add(f'run{i}_slot{k}_{j}', op) for j, op in enumerate(ops)]
+      name = f'run{i}_slot{k}'
+      if k == 0 and first:
+        inner = tuple(add(f'{name}_{j}', op) for j, op in enumerate(ops))
+      else:
+        inner = add_framed(name, ops)
       if k < len(own):
-        names.update(zip([node.name for node in own[k]], stretch))
-      if k > 0 or not first:
-        optional.append(tuple(stretch))
+        names.update(zip([node.name for node in own[k]], inner))
     if run.end is None:
       for j, node in enumerate(run.blocks[-1]):
         names[node.name] = add(f'out_{j}', node.op)
-    else:
-      names[run.end.name] = add(f'end{i}', run.end.op)
-      dims = len(spec.shapes[run.end.name])
-      if slots:
-        width = room.channels
-      if run.end.op.kind == 'flatten':
-        width = 0  # As many as there are positions and channels.
+      continue
+    if run.end.name in spec.by_name:
+      names[run.end.name] = f'end{i}'
+    before = shape
+    add(f'end{i}', run.end.op)
+    if i == pooling:
+      frame = before[0] - shape[0], before[1] - shape[1]
+      add(f'end{i}_frame', specs.ZeroPad(*frame))
+      optional.append((f'end{i}', f'end{i}_frame'))
+    elif run.end.op.kind == 'flatten':
+      flat, frame = True, ()
   into = specs.Spec(tuple(nodes), nodes[-1].name)
   padded = sorted(group.name for group in groups.growable(into))
   into = dataclasses.replace(
@@ -245,9 +289,44 @@ def _deepest(
   return names, into
 
 
-def _slots(blocks: int, dims: int, room: Room) -> int:
-  """For how many blocks there is room where there are so many."""
-  least = room.images if dims == 3 else room.vectors
-  if not least:
-    return blocks
-  return max(blocks + (blocks - least) % 2, least)
+def _last_pooling(
+  spec: specs.Spec, runs: tuple[_Run, ...], room: Room
+) -> int | None:
+  """The number of the run whose pooling may be absent; None for none.
+
+  It is the last before the flattening, and that of a run to be put in if the
+  network has one less than there is room for.
+  """
+  ends = [run.end.op for run in runs if run.end is not None]
+  count = len(ends) - 1
+  if count < 1 or not all(isinstance(op, specs.Pool) for op in ends[:-1]):
+    return None
+  total = _even(count, room.poolings)
+  blocks = any(run.hidden for run in runs[:count])
+  paired = room.poolings and count <= total <= count + 1
+  if not paired or not blocks or ends[-1].kind != 'flatten':
+    return None
+  before = spec.shapes[runs[total - 2].end.name if total > 1 else spec.input]
+  try:
+    after = ends[count - 1].shape(before)
+  except ValueError:  # There is nothing left to pool.
+    return None
+  smaller = all(b > a for b, a in zip(before[:2], after[:2]))
+  return total - 1 if smaller else None
+
+
+def _with_pooling(
+  spec: specs.Spec, runs: tuple[_Run, ...], number: int
+) -> tuple[_Run, ...]:
+  """The runs with a pooling at the end of one, if it ends with none yet."""
+  run, pooling = runs[number], runs[number - 1].end
+  if isinstance(run.end.op, specs.Pool):
+    return runs
+  end = dataclasses.replace(pooling, name=spec.fresh(pooling.name))
+  added = _Run(run.blocks, end), _Run((), run.end)
+  return (*runs[:number], *added, *runs[number + 1 :])
+
+
+def _even(count: int, least: int) -> int:
+  """So many at least, or two, four, ... more; with 0 as many as there are."""
+  return max(count + (count - least) % 2, least) if least else count
