@@ -232,7 +232,14 @@ def growable(spec: specs.Spec) -> tuple[Group, ...]:
 
 def resized(spec: specs.Spec, sizes: dict[str, int]) -> specs.Spec:
   """The spec with the given groups at other sizes (no checks of legality)."""
-  axes = table(spec).axes
+  return _resized(spec, tuple(sorted(sizes.items())))
+
+
+@functools.lru_cache(maxsize=1024)
+def _resized(
+  spec: specs.Spec, given: tuple[tuple[str, int], ...]
+) -> specs.Spec:
+  axes, sizes = table(spec).axes, dict(given)
   ops = {}
   for node in spec.nodes:
     axis = axes[node.name]

@@ -252,14 +252,41 @@ def _patches(x, window, strides, padding):
   return shifts[0] if len(shifts) == 1 else jnp.concatenate(shifts, -1)
 
 
+def _tiles(x, window):
+  """The k*k views of an image that windows tile, row-major.
+
+  As `_shifts` with strides of the window, but their gradients are put together
+  by concatenation, in a third of the time of adding them up: each pixel is in
+  one of them.
+  """
+  batch, height, width, channels = x.shape
+  rows, columns = height // window[0], width // window[1]
+  x = x.reshape((batch, rows, window[0], columns, window[1], channels))
+  for row in lax.split(x, [1] * window[0], axis=2):
+    for tile in lax.split(row, [1] * window[1], axis=4):
+      yield tile.reshape((batch, rows, columns, channels))
+
+
+def _pooled(x, op, fill=0.0):
+  """What `_shifts` gives for a pooling."""
+  tiled = (
+    op.window == op.strides
+    and x.shape[1] % op.window[0] == x.shape[2] % op.window[1] == 0
+    and not any(map(any, _pads(x, op.window, op.strides, op.padding)))
+  )
+  if tiled:
+    return _tiles(x, op.window)
+  return _shifts(x, op.window, op.strides, op.padding, fill)
+
+
 def pool2d(x, op: specs.Pool) -> jax.Array:
   """Pooling of (batch, height, width, C); see `jaxnas.spec.Pool`."""
   if op.reduce == 'max':
-    shifts = _shifts(x, op.window, op.strides, op.padding, fill=-jnp.inf)
+    shifts = _pooled(x, op, fill=-jnp.inf)
     # Not `maximum`: its gradient compares the result with the operands, which
     # XLA may compute twice and round differently: 0 / 0, or no gradient.
     return functools.reduce(lambda a, b: jnp.where(b > a, b, a), shifts)
-  total = sum(_shifts(x, op.window, op.strides, op.padding))
+  total = sum(_pooled(x, op))
   inside = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
   return total / sum(_shifts(inside, op.window, op.strides, op.padding))
 

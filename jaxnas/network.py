@@ -373,6 +373,11 @@ def without(spec: specs.Spec, absent: Sequence[str]) -> specs.Spec:
     spec: the spec.
     absent: the first nodes of the stretches that are left out.
   """
+  return _without(spec, tuple(absent))
+
+
+@functools.lru_cache(maxsize=1024)
+def _without(spec: specs.Spec, absent: tuple[str, ...]) -> specs.Spec:
   gone = {
     name: spec.by_name[name].inputs[0]
     for stretch in spec.optional

@@ -4,6 +4,7 @@ A program that takes a network apart leaf by leaf has a kernel for each of them,
 and compiling kernels is what small programs take their time for.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -36,7 +37,13 @@ def layout(tree: Any) -> Layout:
 
 
 def _dtype(leaf: Any) -> str:
-  return jax.dtypes.canonicalize_dtype(leaf.dtype).name
+  return _canonical(leaf.dtype, jax.config.jax_enable_x64)
+
+
+@functools.lru_cache(maxsize=64)
+def _canonical(dtype: Any, x64: bool) -> str:
+  del x64  # On which the answer depends.
+  return jax.dtypes.canonicalize_dtype(dtype).name
 
 
 def pack(

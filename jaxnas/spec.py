@@ -521,6 +521,18 @@ class Spec:
     for stretch in self.optional:
       self._check_optional(stretch)
 
+  def __hash__(self) -> int:
+    return self._hash
+
+  @functools.cached_property
+  def _hash(self) -> int:
+    """Kept: programs and much else are looked up by spec."""
+    return hash((self.nodes, self.output, self.padded, self.optional))
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Strings have other hashes in another process.
+    return {k: v for k, v in self.__dict__.items() if k != '_hash'}
+
   def _check_optional(self, stretch: tuple[str, ...]) -> None:
     """Refuses what cannot be left out."""
     nodes = [self.node(name, asker='optional') for name in stretch]

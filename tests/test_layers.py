@@ -279,3 +279,34 @@ def test_an_op_without_a_layer_is_refused():
   spec = seeds.sequential((3,), [('what', Unknown())])
   with pytest.raises(TypeError, match=r'no layer for .*Unknown.*register'):
     network.shapes(spec)
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('window', [(2, 2), (3, 1)])
+def test_gradients_of_pooling_go_to_the_first_of_the_largest(window, padding):
+  """Of equal ones in the order of rows; windows that tile and that do not."""
+  rng = np.random.default_rng(0)
+  tiled, odd = ((2, 6, 4, 3), (2, 7, 5, 3))
+  for shape in (tiled, odd):
+    x = rng.integers(0, 3, shape).astype(np.float32)
+    op = specs.Pool('max', window, window, padding)
+    y, back = jax.vjp(functools.partial(layers.pool2d, op=op), x)
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    (dx,) = back(dy)
+    expected = np.zeros(shape, np.float32)
+    pads = layers.lax.padtype_to_pads(shape[1:3], window, window, padding)
+    for i, j in np.ndindex(y.shape[1:3]):
+      top, left = (
+        max(0, n * w - p[0]) for n, w, p in zip((i, j), window, pads)
+      )
+      bottom, right = (
+        (n + 1) * w - p[0] for n, w, p in zip((i, j), window, pads)
+      )
+      part = x[:, top:bottom, left:right]
+      flat = part.reshape((shape[0], -1, shape[3]))
+      np.testing.assert_array_equal(y[:, i, j], flat.max(axis=1))
+      first = np.eye(flat.shape[1])[flat.argmax(axis=1)].swapaxes(1, 2)
+      expected[:, top:bottom, left:right] = (
+        first * dy[:, i, j][:, None]
+      ).reshape(part.shape)
+    np.testing.assert_allclose(dx, expected, rtol=1e-6)

@@ -8,6 +8,7 @@ layers behind a `Flatten` have rows for all of their positions.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ class Embed:
   into: specs.Spec
   preserves = True
 
+  @functools.lru_cache(maxsize=1024)
   def lacking(self, spec: specs.Spec) -> tuple[str, ...]:
     """The first nodes of the stretches that a network of `spec` is without."""
     if spec.optional:
@@ -197,6 +199,7 @@ class Extract:
   absent: tuple[str, ...]
   preserves = True
 
+  @functools.lru_cache(maxsize=1024)
   def spec(self, spec: specs.Spec) -> specs.Spec:
     """The spec that is left."""
     firsts = [stretch[0] for stretch in spec.optional]

@@ -1,6 +1,7 @@
 """Other names for the same nodes."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ class Rename:
   names: tuple[tuple[str, str], ...]
   preserves = True
 
+  @functools.lru_cache(maxsize=1024)
   def _spec(self, spec: specs.Spec) -> specs.Spec:
     base.unpadded(self, spec)
     to = dict(self.names)
