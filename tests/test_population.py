@@ -374,7 +374,7 @@ def test_convolutions_by_images_are_those_of_all_at_once(monkeypatch):
     def f(x, kernel):
       return jnp.sin(layers.conv2d(x, kernel, strides, form=form)).sum()
 
-    return jax.value_and_grad(f, (0, 1))(x, kernel)
+    return jax.jit(jax.value_and_grad(f, (0, 1)))(x, kernel)
 
   for strides in ((1, 1), (2, 2)):
     got, expected = value('images', strides), value('patches', strides)
