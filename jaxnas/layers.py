@@ -256,8 +256,8 @@ def _tiles(x, window):
   """The k*k views of an image that windows tile, row-major.
 
   As `_shifts` with strides of the window, but their gradients are put together
-  by concatenation, in a third of the time of adding them up: each pixel is in
-  one of them.
+  by concatenation, each pixel being in one of them, and not padded and added
+  up, which takes a fifth of a training step of small networks.
   """
   batch, height, width, channels = x.shape
   rows, columns = height // window[0], width // window[1]

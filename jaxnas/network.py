@@ -372,6 +372,10 @@ def without(spec: specs.Spec, absent: Sequence[str]) -> specs.Spec:
   Args:
     spec: the spec.
     absent: the first nodes of the stretches that are left out.
+
+  Raises:
+    ValueError: for a stretch that is left and reads the smaller image of one
+      that is left out.
   """
   return _without(spec, tuple(absent))
 
@@ -394,7 +398,16 @@ def _without(spec: specs.Spec, absent: tuple[str, ...]) -> specs.Spec:
     for node in spec.nodes
     if node.name not in gone
   )
-  return specs.Spec(nodes, kept(spec.output))
+  rest = specs.Spec(nodes, kept(spec.output))
+  for stretch in spec.optional:
+    if stretch[0] not in absent and len(spec.frame(stretch)) == 2:
+      here = rest.shapes[rest.by_name[stretch[1]].inputs[0]]
+      if here != spec.shapes[stretch[0]]:
+        raise ValueError(
+          f'{stretch} is present and cuts {spec.shapes[stretch[0]]} out of its '
+          f'input, but without {list(absent)} nothing makes that so small.'
+        )
+  return rest
 
 
 def param_count(net: Network | specs.Spec) -> int:

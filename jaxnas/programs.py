@@ -203,7 +203,8 @@ def compile_all(
     >>> float(add(np.float32(2)))
     3.0
   """
-  with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+  pool = futures.ThreadPoolExecutor(os.cpu_count() or 1)
+  try:
     # Traced here, as in `ahead`.
     waiting = [
       pool.submit(function.lower(*arguments).compile)
@@ -211,3 +212,5 @@ def compile_all(
     ]
     for compiling in waiting:
       compiling.result()
+  finally:  # Of an error or an interrupt, those that wait are not compiled.
+    pool.shutdown(cancel_futures=True)

@@ -553,6 +553,39 @@ class Spec:
         f'optional: {stretch} reads {before} and makes {after}, so it cannot '
         'be left out; both shapes must be the same.'
       )
+    if self.frame(stretch):
+      self._check_frame(stretch)
+
+  def _check_frame(self, stretch: tuple[str, ...]) -> None:
+    """Refuses what would read the zeros beside a smaller image."""
+    last = self.by_name[stretch[-1]]
+    inner = {s[0]: s for s in self.optional if len(self.frame(s)) == 2}
+    undone = Trim(last.op.rows, last.op.columns)
+
+    def fine(reader: str) -> bool:
+      if self.by_name[reader].op.kind == 'flatten':
+        readers = self.consumers[reader]
+        linear = [self.by_name[name].op.kind == 'mixing' for name in readers]
+        return all(linear) and reader != self.output
+      ends = self.by_name[inner[reader][-1]].op if reader in inner else None
+      return self.by_name[reader].op == undone and ends == last.op
+
+    wrong = [name for name in self.consumers[last.name] if not fine(name)]
+    wrong += [last.name] * (last.name == self.output)
+    if wrong:
+      raise ValueError(
+        f'optional: {stretch} ends with a {last.op}, so it may be read by a '
+        'Flatten before linear layers, and by optional stretches that begin '
+        f'with {undone} and end with {last.op}; {wrong[0]!r} is none of them.'
+      )
+    source = self.by_name[stretch[0]].inputs[0]
+    if stretch[0] in inner and not any(
+      s[-1] == source and self.frame(s) for s in self.optional
+    ):
+      raise ValueError(
+        f'optional: {stretch} begins with a Trim and reads {source!r}, which '
+        'is not the end of a stretch that makes images smaller.'
+      )
 
   def frame(self, stretch: tuple[str, ...]) -> tuple[str, ...]:
     """The nodes by which an optional stretch keeps the shape as it is.

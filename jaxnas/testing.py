@@ -100,7 +100,7 @@ def check_morphism(
      variables and in theta.
   7. `morphisms.carry_state` makes of an Adam state one of the moved network,
      finite, with second moments that are nowhere negative, nor zero where
-     old ones were not.
+     old ones were not, unless it is stored with room for more.
   8. New units can learn: at theta zero, channels that the move made equal
      part when the moved network is trained, and no new channel and no new
      gate is stuck between two zeros. (Trained by plain gradient steps on
@@ -541,13 +541,13 @@ def _check_state(
       f'against a fresh Adam state of the moved network, {differ}; give the '
       'move a method `moments(spec, tree, power)`.',
     )
-  inactive = _inactive(moved)
+  inactive, unused = _inactive(moved), _unused(moved)
   for path, leaf in _leaves(state).items():
     second = '/nu/' in f'/{path}/'
     if not np.isfinite(leaf).all() or (second and (leaf < 0).any()):
       _fail(move, law, f'{path} is not finite, or negative: {leaf}.')
-    whole = not inactive and not moved.spec.optional
-    if second and whole and (leaf == 0).any():
+    used = not inactive and not unused & set(path.split('/'))
+    if second and used and (leaf == 0).any():
       _fail(
         move,
         law,
@@ -555,6 +555,16 @@ def _check_state(
         'count the first Adam steps there are several times too long; fill '
         'new second moments with the mean of the old.',
       )
+
+
+def _unused(net: network.Network) -> set[str]:
+  """Nodes with variables that stand for nothing: absent, or beside an image."""
+  spec, absent = net.spec, network.absent(net)
+  found = {n for s in spec.optional if s[0] in absent for n in s}
+  if any(map(spec.frame, spec.optional)):
+    flat = [node.name for node in spec.nodes if node.op.kind == 'flatten']
+    found |= {reader for name in flat for reader in spec.consumers[name]}
+  return found
 
 
 def _inactive(net: network.Network) -> dict[str, np.ndarray]:

@@ -215,7 +215,9 @@ def calls(
   only, each when it is its turn.
 
   Args:
-    nets: one of each architecture to come; their weights do not matter.
+    nets: one of each architecture to come; their weights do not matter. For as
+      many members at a time as small networks of one structure share a program
+      at least, eight; more than that have another.
     task: as of `fit_all`, as are `tx`, `batch`, `epochs`, `plan` and `mesh`.
 
   Yields:
@@ -236,6 +238,8 @@ def calls(
     >>> len(compiled)
     0
   """
+  if not nets:
+    return
   mesh = meshes.current() if mesh is None else mesh
   batch = min(batch, len(task.train.targets))
   count = len(nets)

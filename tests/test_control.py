@@ -456,6 +456,7 @@ def test_a_population_is_one_program():
   assert (tested.metrics['returns'] != returns).any()
 
 
+@pytest.mark.slow
 def test_children_stay_in_the_worlds_of_their_base():
   own = learner()
   member = population()[0].member

@@ -248,6 +248,7 @@ def test_the_loop_of_the_host_and_the_scan_are_one_search(toy):
   assert int(one.spent.evaluations) == int((one.index >= 0).sum()) > 20
 
 
+@pytest.mark.slow
 def test_wanderers_leave_an_optimum_that_neighbours_cannot():
   """All neighbours of the best are asked; what is two edits away is better."""
   space = tabular.independent('trap', (2,) * 4)

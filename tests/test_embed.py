@@ -277,6 +277,8 @@ def test_numbers_of_poolings_inside_the_room_are_one_structure():
   specs_ = [net.spec for net in dressed(nets)]
   one, none, two, gap, three, four = specs_
   assert one == two == gap and three == four and len(set(specs_)) == 3
+  shifted = [net.spec for net in dressed(nets, Room(4, poolings=1))]
+  assert shifted[2] == shifted[3] == shifted[4] != shifted[5]
   without = [net.spec for net in dressed(nets, Room(4, poolings=0))]
   assert len(set(without)) == 5  # `gap` lacks a block of `two`.
   # Nothing is left to pool, and a mean over all positions would tell zeros.
@@ -322,19 +324,34 @@ def test_smaller_images_lie_in_a_corner(x64, absent):
 def test_what_reads_a_frame_is_refused():
   """A convolution would see its zeros, a mean would count them."""
   into = framed()
-  lone = network.without(into, ['pool'])  # Its convolution reads all of it.
-  net = strategies.random_network(lone)
-  with raises("node 'conv' reads .* begin a stretch"):
-    morphisms.embed(into)(net, ())
-  mean = dataclasses.replace(
-    into.update({'flat': specs.GlobalPool()}), optional=into.optional
-  )
-  net = strategies.random_network(network.without(mean, []))
-  with raises("node 'flat' reads"):
-    morphisms.embed(mean)(net, ())
-  variables = network.shapes(into).variables
+
+  def changed(ops, output='out', gone=(), optional=into.optional):
+    nodes = [node for node in into.update(ops).nodes if node.name not in gone]
+    return specs.Spec(tuple(nodes), output, optional=optional)
+
+  outer = into.optional[:1]
+  with raises("ends with a ZeroPad.*'flat' is none"):
+    changed({'flat': specs.GlobalPool()})
+  with raises("'cut' is none"):
+    changed({}, optional=outer)
+  with raises("'frame' is none"):
+    changed({}, 'frame', {'cut', 'conv', 'again', 'flat', 'out'}, outer)
+  with raises("'flat' is none"):
+    changed({'out': specs.BatchNorm()})
+  with raises("reads 'frame', which is not the end of a stretch"):
+    changed({}, optional=into.optional[1:])
+  # A block that reads the smaller image, of which there is none.
+  with raises('is present and cuts'):
+    network.without(into, ['pool'])
+  net = strategies.random_network(network.without(into, ['cut']))
+  held = morphisms.embed(into)(net, ())
+  arch = {'present': {'pool': np.bool_(False), 'cut': np.bool_(True)}}
+  odd = network.Network({**held.variables, 'arch': arch}, into)
+  for of in (network.param_count, morphisms.extract(odd).spec):
+    with raises('is present and cuts'):
+      of(odd if of is network.param_count else into)
   with raises('cannot be walked node by node; extract'):
-    network.caller(into, variables)
+    network.caller(into, held.variables)
 
 
 def test_what_is_absent_is_not_computed():

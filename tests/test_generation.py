@@ -204,6 +204,7 @@ def test_the_average_lags_behind(trained):
         assert (average[leaf] != before.body.average[name][leaf]).any()
 
 
+@pytest.mark.slow
 def test_mixing_perturbs_neither_averages_nor_vectors(learner, trained):
   base = trained[1]
   donor = started(learner, np.roll(MIXED, 1), 7)

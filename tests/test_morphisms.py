@@ -1138,7 +1138,10 @@ EVERYTHING = specs.Spec(
 
 @pytest.mark.parametrize(
   'optimizer',
-  [optax.sgd(0.1, momentum=0.9), optax.adamw(0.01)],
+  [
+    pytest.param(optax.sgd(0.1, momentum=0.9), marks=pytest.mark.slow),
+    optax.adamw(0.01),
+  ],
   ids=['momentum', 'adamw'],
 )
 def test_a_padded_network_of_every_layer_trains_as_the_network(optimizer, x64):

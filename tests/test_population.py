@@ -210,7 +210,7 @@ def test_members_of_a_bucket_are_one_program_for_up_to_eight():
 
 
 def test_large_networks_keep_no_slots_empty():
-  large = [net(3000).spec] * 5
+  large = [net(6000).spec] * 5
   plan = functools.partial(plans.strategy, devices=1, batch=8, passes=1)
   slots = [plan(large[:n])[0].slots for n in (1, 2, 3, 5)]
   assert slots == [2, 2, 4, 8]

@@ -184,7 +184,10 @@ def test_every_search_runs_and_repeats_may_be_free(table, tmp_path):
     assert row['queries'] >= 7
 
 
-@pytest.mark.parametrize('arm', ['robot_extremes', 'robot_published'])
+@pytest.mark.parametrize(
+  'arm',
+  ['robot_published', pytest.param('robot_extremes', marks=pytest.mark.slow)],
+)
 def test_robot_stands_beside_each_of_its_metrics_alone(table, tmp_path, arm):
   settings = config(
     table,

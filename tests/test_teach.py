@@ -112,6 +112,7 @@ def test_a_rung_goes_on_where_the_last_one_ended(trainer, taught):
   assert max(apart) > 0  # Hers, and not its own fresh ones.
 
 
+@pytest.mark.slow
 def test_an_edge_that_did_nothing_begins_by_doing_nothing(net, task):
   variables = net.init(KEY)
   # As after training, and with norms of an edge that once convolved.

@@ -130,7 +130,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize('kind', sorted(SPECS))
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'layer norm',
+    'residual',
+    pytest.param('depthwise', marks=pytest.mark.slow),
+  ],
+)
 def test_padding_changes_nothing_but_rounding(x64, monkeypatch, kind):
   """Weights, batch statistics, moments and losses, over two fits."""
   del x64
@@ -385,7 +392,9 @@ def test_losses_that_are_not_finite_are_returned():
 # Measuring.
 
 
-@pytest.mark.parametrize('batch', [1, 4, 13, 64])
+@pytest.mark.parametrize(
+  'batch', [4, 13, 64, pytest.param(1, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_evaluate_measures_every_example_once(batch, split):
   task, net = _task(), _net(_chain(3, 'M', 5))

@@ -323,6 +323,7 @@ def test_reinforce_learns_and_loses_entropy(toy):
   assert likely > 2 > 1 > learned('minus')[1]
 
 
+@pytest.mark.slow
 def test_nsga_keeps_fronts_and_beats_chance(toy):
   """Score and size pull apart in the first three positions only."""
   query = trials.query(toy, 'score', also={'size': 'size'})

@@ -9,12 +9,14 @@ layers behind a `Flatten` have rows for all of their positions.
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnas import groups, network
+from jaxnas import groups, layers, network
 from jaxnas import spec as specs
 from jaxnas.morphisms import base
 
@@ -53,19 +55,6 @@ class Embed:
         'ones are taken away',
         'rename and pad the network so that they are',
       )
-    for node in spec.nodes:
-      if node.op.kind == 'flatten' or _behind_flatten(spec, node):
-        continue
-      framed = self.into.by_name[node.name].inputs
-      here = [spec.shapes[name] for name in node.inputs]
-      there = [self.into.shapes[name] for name in framed]
-      if here != there:
-        raise base.refuse(
-          self,
-          f'node {node.name!r} reads {here}, and {there} in the deeper network',
-          'let such a node be read by a Flatten alone, or begin a stretch '
-          'behind it with the Trim that undoes the ZeroPad before',
-        )
     return found
 
   def init(self, net: network.Network, key: jax.Array) -> base.Theta:
@@ -128,40 +117,50 @@ def _filled(tree: base.Tree, whole: base.Tree) -> base.Tree:
   }
 
 
-def _behind_flatten(spec: specs.Spec, node: specs.Node) -> bool:
-  """Whether a layer reads all positions of an image."""
-  return (
-    node.op.kind == 'mixing'
-    and spec.by_name[node.inputs[0]].op.kind == 'flatten'
-  )
-
-
 def _placed(tree: base.Tree, old: specs.Spec, new: specs.Spec) -> base.Tree:
-  """The tree with rows of dense layers for the positions of another spec.
+  """The tree with rows for the positions of another spec's images.
 
-  The smaller of two images is the lower right corner of the larger one.
+  Of layers behind a `Flatten`. The smaller of two images is the lower right
+  corner of the larger one.
   """
   tree = dict(tree)
   for node in old.nodes:
-    if not _behind_flatten(old, node) or node.name not in tree:
+    if node.op.kind != 'mixing' or node.name not in tree:
+      continue
+    source = node.inputs[0]
+    if old.by_name[source].op.kind != 'flatten':
       continue
     before, after = (
-      spec.shapes[spec.by_name[node.inputs[0]].inputs[0]] for spec in (old, new)
+      spec.shapes[spec.by_name[source].inputs[0]] for spec in (old, new)
     )
     if before == after:
       continue
-    kernel = tree[node.name]['kernel']
-    if not hasattr(kernel, 'ndim'):  # Not there, as with optax.masked.
-      continue
-    rows = kernel.reshape((*before, -1))
-    more = [max(0, b - a) for a, b in zip(before, after)]
-    less = [max(0, a - b) for a, b in zip(before, after)]
-    xp = np if isinstance(kernel, np.ndarray) else jnp
-    rows = xp.pad(rows, [*((count, 0) for count in more), (0, 0)])
-    rows = rows[tuple(slice(count, None) for count in less)]
-    kernel = rows.reshape((-1, kernel.shape[-1]))
-    tree[node.name] = {**tree[node.name], 'kernel': kernel}
+    roles = layers.axes(node.op)
+    tree[node.name] = {
+      name: _rows(leaf, roles.get(('params', name), ()), before, after)
+      for name, leaf in tree[node.name].items()
+    }
   return tree
+
+
+def _rows(
+  leaf: Any,
+  roles: tuple[str | None, ...],
+  before: specs.Shape,
+  after: specs.Shape,
+) -> Any:
+  """A leaf with its input's axis for another image."""
+  if 'in' not in roles or not hasattr(leaf, 'ndim'):  # As `optax.MaskedNode`.
+    return leaf
+  axis = roles.index('in')
+  ahead, behind = leaf.shape[:axis], leaf.shape[axis + 1 :]
+  leaf = leaf.reshape((*ahead, *before, *behind))
+  more = [(max(0, b - a), 0) for a, b in zip(before, after)]
+  less = [slice(max(0, a - b), None) for a, b in zip(before, after)]
+  pad = np.pad if isinstance(leaf, np.ndarray) else jnp.pad
+  leaf = pad(leaf, [*[(0, 0)] * len(ahead), *more, *[(0, 0)] * len(behind)])
+  leaf = leaf[(*[slice(None)] * len(ahead), *less)]
+  return leaf.reshape((*ahead, math.prod(after), *behind))
 
 
 def embed(into: specs.Spec) -> base.Morphism:
@@ -173,8 +172,7 @@ def embed(into: specs.Spec) -> base.Morphism:
       make images smaller are framed (`Spec.optional`).
 
   Raises:
-    ValueError: by the move, for another network, and for a layer that would
-      read a frame of zeros beside the image.
+    ValueError: by the move, for another network.
 
   Example:
     >>> import dataclasses, jax

@@ -21,7 +21,7 @@ from jaxnas.morphisms import base, blocks, width
 from jaxnas.stages.bracket import Fitness, fittest, rolling
 from jaxnas.stages.fit import realise, train
 from jaxnas.stages.judge import by_parent, measure
-from jaxnas.stages.likeness import alike, stored
+from jaxnas.stages.likeness import Room, alike, stored
 from jaxnas.stages.propose import refuse_pending
 
 Epochs = float | Callable[[Candidate], float]
@@ -47,6 +47,7 @@ def lessons(
   batch: int,
   split: str = 'valid',
   budget: float = math.inf,
+  room: Room = Room(),
 ) -> Lessons:
   """Training that measures and records every member after every epoch.
 
@@ -67,6 +68,7 @@ def lessons(
     split: whose metric is the score: `'valid'`, or `'train'` as the official
       code of ECToNAS has it.
     budget: of the whole search, in epochs (of `per_epoch` examples).
+    room: what networks are stored with room for, see `alike`.
 
   Returns:
     `lesson(epochs) -> Stage`.
@@ -115,7 +117,7 @@ def lessons(
         population = after._replace(members=tuple(members))
       return population
 
-    return alike(combine.stage(update, 'lessons'))
+    return alike(combine.stage(update, 'lessons'), room=room)
 
   return lesson
 
@@ -126,21 +128,23 @@ def prepare(
   *,
   batch: int,
   propose: Stage | None = None,
+  room: Room = Room(),
 ) -> Stage:
   """Compiles what lessons of members and of their children will need.
 
   As many programs at a time as there are cores, and before the first is needed;
   where a search compiles for longer than it trains, it ends sooner by as much.
-  The children are proposed while the programs of the members compile.
-  For networks that `jaxnas.stages.alike` has room for; what others will
-  be stored like is not known before. Nothing changes in the population, and
-  nothing is spent.
+  The children are proposed while the programs of the members compile. For
+  networks that `jaxnas.stages.alike` has room for, eight at a time; what others
+  will be stored like is not known before. Nothing changes in the population,
+  and nothing is spent.
 
   Args:
     task: as of `lessons`, as are `tx` and `batch`.
     propose: a stage that makes of parents children with pending moves, such as
       `stages.expand(stages.edits())`, to compile for these too; None for the
       members alone.
+    room: as of `lessons`.
 
   Example:
     >>> import jax
@@ -165,7 +169,7 @@ def prepare(
         # Others share programs with whom they are trained beside.
         nets = {
           net.spec: net
-          for net in stored(make())
+          for net in stored(make(), room=room)
           if net.spec.optional and net.spec not in done
         }
         done |= set(nets)
@@ -183,7 +187,9 @@ def prepare(
   return combine.stage(update, 'prepare')
 
 
-def annealed(lesson: Lessons, rate: Callable[[float], float]) -> Lessons:
+def annealed(
+  lesson: Lessons, rate: Callable[[float], float], *, room: Room = Room()
+) -> Lessons:
   """Lessons at a learning rate that changes with every epoch.
 
   The rate is data of the optimizer's state, so that no program is compiled for
@@ -194,6 +200,7 @@ def annealed(lesson: Lessons, rate: Callable[[float], float]) -> Lessons:
       `learning_rate`.
     rate: the learning rate by the part of the lesson that is done, in [0, 1),
       such as `optax.cosine_decay_schedule(0.01, 1)`.
+    room: as of the lessons.
 
   Returns:
     `lesson(epochs) -> Stage`, for a number of epochs.
@@ -228,7 +235,7 @@ def annealed(lesson: Lessons, rate: Callable[[float], float]) -> Lessons:
         lesson(min(1.0, epochs - number)),
       )
     ]
-    return alike(combine.chain(*parts, name='annealed'))
+    return alike(combine.chain(*parts, name='annealed'), room=room)
 
   return by_epoch
 

@@ -15,18 +15,19 @@ class Room(NamedTuple):
   Attributes:
     channels: of every group.
     images: convolutions before a pooling; 0 for those that there are.
-    last: convolutions behind a pooling that may be absent, likewise.
     vectors: hidden dense layers, likewise.
-    poolings: of an image, the last of which may be absent; 0 where all are
-      present. Networks without, and those with two or more less, have those
-      that there are.
+    poolings: of an image, or two, four, ... more. The last one may be absent if
+      there are two or more, so that networks of one and two share a structure,
+      those of three and four, ...; 0 for those that there are.
+    last: convolutions behind a pooling that may be absent; 0 for those that
+      there are.
   """
 
   channels: int = 16
   images: int = 2
-  last: int = 1
   vectors: int = 3
   poolings: int = 2
+  last: int = 1
 
 
 def alike(inner: Stage, *, room: Room = Room()) -> Stage:
@@ -40,10 +41,13 @@ def alike(inner: Stage, *, room: Room = Room()) -> Stage:
   the flattening, of which those that a network lacks are absent, as may be the
   last pooling (`jaxnas.morphisms.embed`). Afterwards all is as it was. For
   small networks, which compile a thousand times as long as they train. One that
-  is stored at a capacity already is left as it is.
+  is stored at a capacity already is left as it is. The last pooling may be
+  absent if it makes images smaller on both axes, and has a block before it and
+  a `Flatten` behind.
 
   Args:
-    inner: a stage that leaves one candidate for each, of the same architecture.
+    inner: a stage that leaves one candidate for each, of the same architecture,
+      and does not walk it node by node (`jaxnas.network.caller`).
     room: what there is room for at least.
 
   Example:
@@ -303,7 +307,7 @@ def _last_pooling(
     return None
   total = _even(count, room.poolings)
   blocks = any(run.hidden for run in runs[:count])
-  paired = room.poolings and count <= total <= count + 1
+  paired = room.poolings and 1 < total <= count + 1
   if not paired or not blocks or ends[-1].kind != 'flatten':
     return None
   before = spec.shapes[runs[total - 2].end.name if total > 1 else spec.input]
