@@ -257,7 +257,7 @@ def _tiles(x, window):
 
   As `_shifts` with strides of the window, but their gradients are put together
   by concatenation, each pixel being in one of them, and not padded and added
-  up, which takes a fifth of a training step of small networks.
+  up, which takes longer.
   """
   batch, height, width, channels = x.shape
   rows, columns = height // window[0], width // window[1]

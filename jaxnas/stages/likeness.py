@@ -310,7 +310,7 @@ def _last_pooling(
   paired = room.poolings and 1 < total <= count + 1
   if not paired or not blocks or ends[-1].kind != 'flatten':
     return None
-  before = spec.shapes[runs[total - 2].end.name if total > 1 else spec.input]
+  before = spec.shapes[runs[total - 2].end.name]
   try:
     after = ends[count - 1].shape(before)
   except ValueError:  # There is nothing left to pool.
